@@ -1,0 +1,112 @@
+"""FLUX.1 as the WebUIs define it: blocks that call a module-level `attention(q, k, v, pe)`.
+
+Recognised by structure, not by name, so dev, schnell, Krea, Fill, Depth and Canny, with LoRA or quantised
+weights, are all one family: only attention is touched.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from ..attention import resdit_attention
+from ..errors import Unsupported
+from ..geometry import Grid
+from ..patching import swapped
+from ..positions import rotary_matrices
+from ..run import Run
+
+PATCH = 2  # latent pixels per token and axis
+
+
+def text_first_ids(text: int, positions: Tensor) -> Tensor:
+    """FLUX ids (..., T + L, 3): zeros for text, then (0, row, column) from positions (..., L, 2)."""
+    ids = positions.new_zeros(*positions.shape[:-2], text + positions.shape[-2], 3)
+    ids[..., text:, 1:] = positions
+    return ids
+
+
+def refusal(model: object) -> str | None:
+    """Why a FLUX-like model is not FLUX.1, or None."""
+    if hasattr(model, "distilled_guidance_layer"):
+        return "Chroma is not supported yet: its blocks have their own attention and masks"
+    axes = len(getattr(getattr(model, "pe_embedder", None), "axes_dim", ()))
+    if axes != 3:
+        return f"Flux.2 and its kin are not supported yet: {axes} position axes where FLUX.1 has 3"
+    return None
+
+
+class Flux:
+    """FLUX.1 in Forge, Forge Neo and ersatzForge."""
+
+    name = "FLUX.1"
+
+    def __init__(self, model: object) -> None:
+        if reason := refusal(model):
+            raise Unsupported(reason)
+        modules = {type(block).__module__ for block in (*model.double_blocks, *model.single_blocks)}
+        if len(modules) != 1:
+            raise Unsupported(f"its blocks come from {len(modules)} modules ({', '.join(sorted(modules))}), not one")
+        (name,) = modules
+        self.module = sys.modules[name]
+        attention = getattr(self.module, "attention", None)
+        if not callable(attention):
+            raise Unsupported(f"{name} has no function `attention` (Nunchaku and fused builds are not supported)")
+        if list(inspect.signature(attention).parameters)[:4] != ["q", "k", "v", "pe"]:
+            raise Unsupported(f"{name}.attention does not begin with (q, k, v, pe)")
+        self.axes_dim = tuple(model.pe_embedder.axes_dim)
+        self.theta = model.pe_embedder.theta
+
+    @staticmethod
+    def claims(model: object) -> bool:
+        """True for a transformer with FLUX's two kinds of blocks."""
+        return all(len(getattr(model, name, ())) > 0 for name in ("double_blocks", "single_blocks"))
+
+    @staticmethod
+    def grid(latent: Tensor) -> Grid:
+        """The token grid of a latent (B, C, H, W); an odd side is padded by the model."""
+        return Grid(-(-latent.shape[-2] // PATCH), -(-latent.shape[-1] // PATCH))
+
+    @contextmanager
+    def attention_at(self, run: Run, latent: Tensor, text: int, sigma: float) -> Iterator[None]:
+        """Run the method in every block of the one model call made inside this context.
+
+        Args:
+            run: the generation's parameters and plans.
+            latent: the model's input (B, C, H, W).
+            text: number of text tokens.
+            sigma: the call's noise level.
+        """
+        layout = run.layout(self.grid(latent))
+        if layout.is_base:
+            run.calls["base"] += 1
+            yield
+            return
+        original, phase = self.module.attention, run.phase(sigma)
+
+        def embed(positions: Tensor) -> Tensor:
+            pe = rotary_matrices(text_first_ids(text, positions), self.axes_dim, self.theta)
+            return pe[None, None]  # (1, 1, T + L, D/2, 2, 2)
+
+        def attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, *args: object, **kwargs: object) -> Tensor:
+            extra = q.shape[2] - text - layout.grid.tokens
+            if extra or kwargs.get("mask") is not None:
+                run.say(
+                    f"not active: {f'{extra} tokens of a reference image (Kontext)' if extra else 'attention masks'} "
+                    "are not supported"
+                )
+                return original(q, k, v, pe, *args, **kwargs)
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+                return original(q, k, v, positions, *args, **kwargs)
+
+            plan = run.plan(layout, text, embed, q.device)
+            run.calls["blocks"] += 1
+            return resdit_attention(q, k, v, plan, phase, attend)
+
+        with swapped(self.module, attention=attention):
+            yield

@@ -1,0 +1,1 @@
+"""Hosts: where a model call is intercepted. None of these modules imports its host."""

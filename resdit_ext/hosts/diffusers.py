@@ -1,0 +1,137 @@
+"""diffusers: `apply_resdit(pipe, config)` for FluxPipeline and FluxTransformer2DModel."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ..attention import resdit_attention
+from ..config import ResDiTConfig
+from ..errors import ResDiTError, Unsupported
+from ..families.flux import text_first_ids
+from ..geometry import Grid
+from ..patching import swapped
+from ..run import Run
+
+NEEDED = ("apply_rotary_emb", "dispatch_attention_fn")
+MARK = "_resdit"
+
+
+def grid_of(img_ids: Tensor, tokens: int) -> Grid:
+    """The token grid of FLUX ids (L, 3), read from where the first row ends; raises Unsupported if it is no grid.
+
+    The ids' values are not trusted beyond that: in bfloat16 rows past 256 collide.
+    """
+    ids = img_ids[0] if img_ids.ndim == 3 else img_ids
+    if ids[:, 0].any():
+        raise Unsupported("reference images (Kontext) are not supported yet")
+    below_first = ids[:, 1].nonzero()
+    width = int(below_first[0]) if len(below_first) else tokens
+    if len(ids) != tokens or tokens % width:
+        raise Unsupported(f"{tokens} image tokens are not a grid of rows of {width}")
+    return Grid(tokens // width, width)
+
+
+def _resdit_forward(transformer: object, run: Run, scheduler: object | None, forward: Callable) -> Callable:
+    """`forward` with the method in its attention for the duration of each call."""
+    module = sys.modules[type(transformer).__module__]
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        names = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "img_ids")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        tokens, text = given["hidden_states"].shape[1], given["encoder_hidden_states"].shape[1]
+        try:
+            layout = run.layout(grid_of(given["img_ids"], tokens))
+        except Unsupported as reason:
+            run.say(f"not active: {reason}")
+            return forward(*args, **kwargs)
+        if layout.is_base:
+            run.calls["base"] += 1
+            return forward(*args, **kwargs)
+        if scheduler is not None and scheduler.sigmas is not None:
+            run.set_sigmas(scheduler.sigmas)
+        phase = run.phase(float(given["timestep"].max()))
+        rotate, dispatch = module.apply_rotary_emb, module.dispatch_attention_fn
+
+        def embed(positions: Tensor) -> tuple[Tensor, Tensor]:
+            return transformer.pos_embed(text_first_ids(text, positions))
+
+        def attention(q: Tensor, k: Tensor, v: Tensor, *args: object, **kwargs: object) -> Tensor:
+            if not q.shape[1] == k.shape[1] == text + tokens:  # IP-Adapter's own attention, say
+                return dispatch(q, k, v, *args, **kwargs)
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+                q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+                q, k = (rotate(x, positions, sequence_dim=1) for x in (q, k))
+                return dispatch(q, k, v, *args, **kwargs).flatten(2, 3)
+
+            plan = run.plan(layout, text, embed, q.device)
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            return resdit_attention(q, k, v, plan, phase, attend).unflatten(2, (q.shape[1], -1))
+
+        # The processors rotate q and k before they attend; the method rotates them itself, per branch.
+        unrotated = {"apply_rotary_emb": lambda x, *_, **__: x, "dispatch_attention_fn": attention}
+        with swapped(module, **unrotated):
+            return forward(*args, **kwargs)
+
+    return wrapped
+
+
+def apply_resdit(
+    pipe_or_transformer: object, config: ResDiTConfig | None = None, sigmas: Sequence[float] | None = None
+) -> Run:
+    """Make a diffusers FLUX pipeline or transformer generate above its training size; applying again replaces.
+
+    Args:
+        pipe_or_transformer: a FluxPipeline (any variant) or a FluxTransformer2DModel.
+        config: the method's parameters, by default the Balanced setting.
+        sigmas: the run's full list of noise levels; by default the pipeline's scheduler's, or FLUX.1's own.
+
+    Returns:
+        The Run, whose `calls` counts what was computed.
+
+    Raises:
+        Unsupported: not a FLUX.1 transformer, or a diffusers too old to be hooked.
+
+    Example:
+        >>> apply_resdit(pipe)  # doctest: +SKIP
+        >>> pipe("a lighthouse at dusk", height=3072, width=3072)  # doctest: +SKIP
+    """
+    config = ResDiTConfig() if config is None else config
+    if not isinstance(config, ResDiTConfig):
+        raise ResDiTError(f"config is {config!r}; pass a ResDiTConfig")
+    transformer = getattr(pipe_or_transformer, "transformer", pipe_or_transformer)
+    scheduler = getattr(pipe_or_transformer, "scheduler", None) if sigmas is None else None
+    if type(transformer).__name__ != "FluxTransformer2DModel":
+        raise Unsupported(f"{type(transformer).__name__} is not a FluxTransformer2DModel")
+    module = sys.modules[type(transformer).__module__]
+    if missing := [name for name in NEEDED if not hasattr(module, name)]:
+        raise Unsupported(f"{module.__name__} lacks {', '.join(missing)}: install diffusers 0.35 or newer")
+    remove_resdit(transformer)
+    run = Run(config, sigmas)
+    before = transformer.forward
+    after = _resdit_forward(transformer, run, scheduler, before)
+    setattr(transformer, MARK, (before, after))
+    transformer.forward = after
+    return run
+
+
+def remove_resdit(pipe_or_transformer: object) -> None:
+    """Undo `apply_resdit`; does nothing where it was not applied.
+
+    Raises:
+        ResDiTError: something else (an offload hook) has wrapped the forward since; remove that first.
+    """
+    transformer = getattr(pipe_or_transformer, "transformer", pipe_or_transformer)
+    if not hasattr(transformer, MARK):
+        return
+    before, after = getattr(transformer, MARK)
+    if transformer.forward is not after:
+        raise ResDiTError("the transformer's forward was wrapped again after apply_resdit; remove that wrapper first")
+    if getattr(before, "__self__", None) is transformer and before.__name__ == "forward":
+        del transformer.forward  # the class's own method shows through again
+    else:
+        transformer.forward = before
+    delattr(transformer, MARK)

@@ -1,0 +1,19 @@
+"""Keep freed memory in the process while the lab runs."""
+
+from __future__ import annotations
+
+import ctypes
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's mallopt
+
+
+def keep_heap() -> None:
+    """On glibc, reuse large blocks instead of returning each to the kernel; a no-op elsewhere.
+
+    Activations are allocated and freed thousands of times a step; handing their pages back and forth cost the
+    training a third of its time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if hasattr(ctypes, "RTLD_GLOBAL") else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,202 @@
+"""Layout and detail of a picture, against the scene it should show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import numpy as np
+from scipy import ndimage
+
+from ..geometry import Layout
+from .model import PIXELS_PER_TOKEN
+from .scenes import (
+    CHECKER_PERIOD,
+    COLOURS,
+    GROUNDS,
+    SKY_BOTTOM,
+    SKY_TOP,
+    STRIPE_PERIOD,
+    Scene,
+    object_mask,
+    parse_prompt,
+    render,
+)
+
+SKY, GROUND, OBJECT = range(3)
+OK_IOU, OK_SKY_ERROR, OK_SIDE, OK_HORIZON = 0.85, 0.10, (0.30, 0.70), (0.42, 0.78)
+SMALLEST_OBJECT = 0.03  # of the area of a disc half as wide as the frame's short side
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Figures of one picture; energies are relative to the true render of the scene the picture shows.
+
+    Attributes:
+        ok: 1 where it is one object of the right shape and size under one straight horizon.
+        one: 1 where there is exactly one object.
+        iou: overlap of the object's pixels with the best-fitting shape of the prompt.
+        sky_error: share of the background on the wrong side of the best horizon.
+        tex_object: energy at the stripes' period, in the object.
+        tex_ground: energy at the checker's period, on the ground.
+        stripes: share of the stripes' energy in their main direction (1: all parallel, .5: no order).
+        psd_hf: distance of the high band's log10 power from the true render's.
+        seam: squared steps across patch borders over those across other token borders nearby.
+    """
+
+    ok: float
+    one: float
+    iou: float
+    sky_error: float
+    tex_object: float
+    tex_ground: float
+    stripes: float
+    psd_hf: float
+    seam: float
+
+
+def names() -> list[str]:
+    return [field.name for field in fields(Measures)]
+
+
+def chroma(colour: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) without their brightness."""
+    colour = np.asarray(colour, dtype=np.float64)
+    return colour / np.maximum(colour.sum(-1, keepdims=True), 1e-6)
+
+
+def segment(picture: np.ndarray, prompt: str) -> np.ndarray:
+    """(H, W) class of every pixel (SKY, GROUND, OBJECT), by the nearest chroma; texture only changes brightness."""
+    colour, _, ground = parse_prompt(prompt)
+    smooth = ndimage.gaussian_filter(picture, (1.5, 1.5, 0), mode="nearest")
+    sky = np.linspace(SKY_TOP, SKY_BOTTOM, 5)
+    references = chroma(np.stack([*sky, GROUNDS[ground], COLOURS[colour]]))
+    distance = np.linalg.norm(chroma(smooth)[:, :, None] - references, axis=-1)
+    nearest = np.array([SKY] * len(sky) + [GROUND, OBJECT])[distance.argmin(-1)]
+    return ndimage.median_filter(nearest, 5, mode="nearest")
+
+
+def count_objects(mask: np.ndarray) -> int:
+    """Connected regions of the mask that are large enough to be seen as objects."""
+    labels, _ = ndimage.label(mask)
+    smallest = SMALLEST_OBJECT * np.pi / 16 * min(mask.shape) ** 2
+    return int((np.bincount(labels.ravel())[1:] >= smallest).sum())
+
+
+def fit_scene(classes: np.ndarray, prompt: str) -> tuple[Scene, float, float]:
+    """(scene, IoU, sky error): the shape and horizon that explain the classes best."""
+    colour, shape, ground = parse_prompt(prompt)
+    height, width = classes.shape
+    mask = classes == OBJECT
+    background = ~mask
+    # Wrong pixels if the horizon is below row r: ground above it and sky beneath it.
+    ground_above = np.concatenate(([0], np.cumsum((classes == GROUND).sum(1))))
+    sky_above = np.concatenate(([0], np.cumsum((classes == SKY).sum(1))))
+    wrong = ground_above + sky_above[-1] - sky_above
+    horizon = int(wrong.argmin())
+    sky_error = float(wrong[horizon] / max(1, background.sum()))
+    bare = Scene(shape, colour, ground, horizon=horizon / height)
+    if mask.sum() < 9:
+        return bare, 0.0, sky_error
+    row, col = np.array(ndimage.center_of_mass(mask)) + 0.5
+    fill = {"disc": np.pi / 4, "square": 1.0, "triangle": 0.5}[shape]
+    rise = {"triangle": 1 / 6}.get(shape, 0.0)  # how far the centroid lies below the middle, in sides
+    first_guess = np.sqrt(mask.sum() / fill)
+    best, best_iou = bare, 0.0
+    for side in first_guess * np.linspace(0.85, 1.15, 25):
+        scene = Scene(
+            shape,
+            colour,
+            ground,
+            side=side / min(height, width),
+            centre=((row - rise * side) / height, col / width),
+            horizon=horizon / height,
+        )
+        template = object_mask(scene, height, width) > 0.5
+        iou = float((template & mask).sum() / (template | mask).sum())
+        if iou > best_iou:
+            best, best_iou = scene, iou
+    return best, best_iou, sky_error
+
+
+def contrast(picture: np.ndarray) -> np.ndarray:
+    """(H, W) brightness relative to its surroundings."""
+    grey = picture.mean(-1)
+    return grey / np.maximum(ndimage.gaussian_filter(grey, CHECKER_PERIOD / 2, mode="nearest"), 0.05) - 1
+
+
+def energy_at(signal: np.ndarray, frequency: tuple[float, float]) -> np.ndarray:
+    """(H, W) local energy at a frequency in cycles/pixel (row, column): demodulate, then average nearby."""
+    rows, cols = np.mgrid[0 : signal.shape[0], 0 : signal.shape[1]]
+    carrier = np.exp(-2j * np.pi * (frequency[0] * rows + frequency[1] * cols))
+    wave = signal * carrier
+    smooth = [ndimage.gaussian_filter(part, 3.0, mode="nearest") for part in (wave.real, wave.imag)]
+    return smooth[0] ** 2 + smooth[1] ** 2
+
+
+def texture(picture: np.ndarray, region: np.ndarray, frequency: float) -> tuple[float, float]:
+    """Mean energy in `region` along the two diagonals, `frequency` cycles/pixel per axis."""
+    signal = contrast(picture)
+    return tuple(float(energy_at(signal, (frequency, sign * frequency))[region].mean()) for sign in (1, -1))
+
+
+def high_band(picture: np.ndarray) -> np.ndarray:
+    """log10 power in rings of spatial frequency above 0.25 cycles/pixel."""
+    grey = picture.mean(-1)
+    window = np.outer(np.hanning(grey.shape[0]), np.hanning(grey.shape[1]))
+    power = np.abs(np.fft.fft2((grey - grey.mean()) * window)) ** 2 / window.mean() / grey.size
+    radius = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n) for n in grey.shape), indexing="ij"))
+    ring = np.digitize(radius, np.linspace(0.25, 0.5, 9))
+    return np.array([np.log10(power[ring == k].mean() + 1e-12) for k in range(1, 9)])
+
+
+def border_steps(picture: np.ndarray, borders: Iterable[int], axis: int) -> tuple[float, float]:
+    """Mean squared step across the given pixel borders of an axis, and across the token borders around them."""
+    step = (np.diff(picture, axis=axis) ** 2).mean((1 - axis, 2))
+    at = {b - 1 for b in borders}
+    around = {b + d for b in at for d in (-8, -4, 4, 8)} - at
+    return step[sorted(at)].mean(), step[sorted(i for i in around if 0 <= i < len(step))].mean()
+
+
+def seam(picture: np.ndarray, layout: Layout) -> float:
+    """Steps at patch borders over those nearby; 1 where a border cannot be told from any other place."""
+    at = near = 0.0
+    sides = (layout.rows, layout.base.height, layout.grid.height), (layout.cols, layout.base.width, layout.grid.width)
+    for axis, (starts, patch, length) in enumerate(sides):
+        borders = {PIXELS_PER_TOKEN * b for s in starts for b in (s, s + patch) if 0 < b < length}
+        if borders:
+            a, n = border_steps(picture, borders, axis)
+            at, near = at + a, near + n
+    return at / near if near else 1.0
+
+
+def measure(picture: np.ndarray, prompt: str, layout: Layout) -> Measures:
+    """All figures of a picture (4H, 4W, 3) in [0, 1] made with `prompt` on the layout's grid."""
+    height, width = picture.shape[:2]
+    classes = segment(picture, prompt)
+    scene, iou, sky_error = fit_scene(classes, prompt)
+    one = count_objects(classes == OBJECT) == 1
+    sane = OK_SIDE[0] < scene.side < OK_SIDE[1] and OK_HORIZON[0] < scene.horizon < OK_HORIZON[1]
+    truth = render(scene, height, width)
+    margin = int(STRIPE_PERIOD)
+    template = object_mask(scene, height, width) > 0.5
+    inside = ndimage.binary_erosion(template, iterations=margin)
+    below = np.zeros_like(template)
+    below[min(height - 8, int(scene.horizon * height) + margin) :] = True
+    below &= ~ndimage.binary_dilation(template, iterations=margin)
+    per_axis = 1 / (np.sqrt(2) * STRIPE_PERIOD)
+    stripes = sorted(texture(picture, inside, per_axis)) if iou > 0.3 and inside.any() else (0.0, 0.0)
+    on_ground = sum(texture(picture, below, 1 / CHECKER_PERIOD)) if below.any() else 0.0
+    true_object = sum(texture(truth, inside, per_axis)) if inside.any() else 1.0
+    true_ground = sum(texture(truth, below, 1 / CHECKER_PERIOD)) if below.any() else 1.0
+    return Measures(
+        ok=float(one and iou > OK_IOU and sky_error < OK_SKY_ERROR and sane),
+        one=float(one),
+        iou=iou,
+        sky_error=sky_error,
+        tex_object=sum(stripes) / true_object,
+        tex_ground=on_ground / true_ground,
+        stripes=stripes[1] / sum(stripes) if sum(stripes) > 0 else 0.5,
+        psd_hf=float(np.abs(high_band(picture) - high_band(truth)).mean()),
+        seam=float(seam(picture, layout)),
+    )

@@ -1,0 +1,108 @@
+"""The micro FLUX: diffusers' FluxTransformer2DModel, two small word tables for text encoders, no VAE.
+
+One token is 4x4 pixels: pixel-unshuffle by two stands for the VAE, and FLUX's own 2x2 packing follows, so the
+same weights run in any FLUX implementation that takes 12 latent channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .scenes import COLOURS, GROUNDS, SHAPES, parse_prompt
+
+PIXELS_PER_TOKEN = 4
+BASE_TOKENS = 16 * 16
+TEXT_TOKENS = 32  # one text token per eight image tokens, as FLUX.1 at 1024 px
+JOINT, POOLED, LATENT_CHANNELS = 64, 32, 12
+PAD = "<pad>"
+VOCABULARY = (PAD, "on", "ground", *COLOURS, *SHAPES, *GROUNDS)
+WEIGHTS = Path(__file__).with_name("micro_flux.safetensors")
+
+FLUX_CONFIG = dict(
+    patch_size=1,
+    in_channels=4 * LATENT_CHANNELS,
+    num_layers=2,
+    num_single_layers=4,
+    attention_head_dim=32,
+    num_attention_heads=4,
+    joint_attention_dim=JOINT,
+    pooled_projection_dim=POOLED,
+    guidance_embeds=False,
+    axes_dims_rope=(4, 14, 14),
+)
+
+
+def pack(pictures: Tensor) -> Tensor:
+    """(B, 3, 4H, 4W) pictures in [-1, 1] -> (B, H*W, 48) FLUX tokens."""
+    return rearrange(F.pixel_unshuffle(pictures, 2), "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+def unpack(tokens: Tensor, height: int) -> Tensor:
+    """(B, H*W, 48) FLUX tokens of a grid `height` tokens tall -> (B, 3, 4H, 4W) pictures."""
+    return F.pixel_shuffle(rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2), 2)
+
+
+def tokenize(prompts: list[str]) -> Tensor:
+    """(B, 32) word indices, padded; the empty prompt is padding alone."""
+    rows = []
+    for prompt in prompts:
+        words = prompt.lower().split() if prompt else []
+        if words:
+            parse_prompt(prompt)
+        indices = [VOCABULARY.index(word) for word in words]
+        rows.append(indices + [0] * (TEXT_TOKENS - len(indices)))
+    return torch.tensor(rows)
+
+
+def position_ids(height: int, width: int) -> Tensor:
+    """(H*W, 3) float32 ids (0, row, column), as FLUX's pipelines build them."""
+    rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack((torch.zeros_like(rows), rows, cols), -1).reshape(-1, 3).float()
+
+
+class MicroFlux(nn.Module):
+    """`forward(tokens, sigma, words, height)` -> velocity; text is two tables in place of T5 and CLIP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = FluxTransformer2DModel(**FLUX_CONFIG)
+        self.word = nn.Embedding(len(VOCABULARY), JOINT)
+        self.place = nn.Parameter(0.5 * torch.randn(TEXT_TOKENS, JOINT))
+        self.pooled = nn.Embedding(len(VOCABULARY), POOLED)
+
+    def encode(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 32) indices -> joint (B, 32, 64) and pooled (B, 32) conditioning."""
+        return self.word(words) + self.place, self.pooled(words).sum(1)
+
+    def forward(self, tokens: Tensor, sigma: Tensor, words: Tensor, height: int) -> Tensor:
+        joint, pooled = self.encode(words)
+        return self.transformer(
+            hidden_states=tokens,
+            encoder_hidden_states=joint,
+            pooled_projections=pooled,
+            timestep=sigma,
+            img_ids=position_ids(height, tokens.shape[1] // height).to(tokens.device),
+            txt_ids=torch.zeros(TEXT_TOKENS, 3, device=tokens.device),
+            return_dict=False,
+        )[0]
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights as float16 safetensors."""
+    save_file({name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()}, path)
+
+
+def load_micro_flux(path: Path = WEIGHTS) -> MicroFlux:
+    """The trained micro FLUX in float32, ready to sample; raises FileNotFoundError saying how to train one."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; train them with: python -m resdit_ext train --out {path}")
+    model = MicroFlux()
+    model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,27 @@
+"""Scoped replacement of attributes: the only way this package changes anything it does not own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_ABSENT = object()
+
+
+@contextmanager
+def swapped(owner: object, **attributes: object) -> Iterator[None]:
+    """Set attributes of a module or instance for the duration of the block, then put the old state back.
+
+    What the instance did not have of its own (a method of its class, say) is deleted again, not copied onto it.
+    """
+    before = {name: vars(owner).get(name, _ABSENT) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            if value is not _ABSENT:
+                setattr(owner, name, value)
+            elif name in vars(owner):
+                delattr(owner, name)

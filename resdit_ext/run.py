@@ -1,0 +1,82 @@
+"""One generation: its parameters, its noise levels, its cached plans, and what happened in it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .attention import Embed, Plan
+from .config import ResDiTConfig
+from .geometry import Grid, Layout, make_layout
+from .schedule import Phase, make_schedule, shifted_sigmas, usable_sigmas
+
+logger = logging.getLogger("ResDiT")
+PLANS_KEPT = 4
+
+
+class Run:
+    """State shared by the model calls of one generation; drop it and nothing is left.
+
+    Args:
+        config: the method's parameters.
+        sigmas: the run's full list of noise levels, descending; FLUX.1's own where there is none.
+        steps: how many steps that default list has.
+        say: receives each message for the user once.
+    """
+
+    def __init__(
+        self,
+        config: ResDiTConfig,
+        sigmas: Sequence[float] | None = None,
+        steps: int = 35,
+        say: Callable[[str], None] = logger.warning,
+    ) -> None:
+        self.config = config
+        self.calls: Counter[str] = Counter()
+        self._say, self._said = say, set()
+        self._plans: dict[tuple, Plan] = {}
+        self.set_sigmas(sigmas, steps)
+
+    def set_sigmas(self, sigmas: Sequence[float] | None, steps: int = 35) -> None:
+        """Read the phases' noise levels from the run's list."""
+        values = usable_sigmas(sigmas)
+        if values is None:
+            if sigmas is not None:
+                self.say("the sampler's list of noise levels is not a descending one; FLUX's own schedule is used")
+            values = shifted_sigmas(steps)
+        if max(values) > 1 + 1e-3:
+            self.say(
+                f"the noise levels start at {max(values):g}, where a flow model's start at 1: "
+                "this sampler and schedule type do not suit the model (try Euler with Simple)"
+            )
+        self.schedule = make_schedule(self.config, values)
+
+    def say(self, message: str) -> None:
+        """Tell the user, once per message."""
+        if message not in self._said:
+            self._said.add(message)
+            self._say(message)
+
+    def layout(self, grid: Grid) -> Layout:
+        """The layout of `grid` under this run's configuration."""
+        return make_layout(grid, self.config)
+
+    def phase(self, sigma: float) -> Phase:
+        """The phase at `sigma`, counted; a value that no flow model has is clamped and reported."""
+        if self.schedule.is_odd(sigma):
+            self.say(f"noise level {sigma:g} is outside 0 to {self.schedule.top:g}; the nearest is used")
+        phase = self.schedule.phase(sigma)
+        self.calls[phase.value] += 1
+        return phase
+
+    def plan(self, layout: Layout, text: int, embed: Embed, device: torch.device) -> Plan:
+        """The plan for this grid and text length, made at its first use; the oldest of four is dropped."""
+        key = (layout, text, str(device))
+        if key not in self._plans:
+            if len(self._plans) >= PLANS_KEPT:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = Plan(layout, self.config, text, embed, device)
+        return self._plans[key]

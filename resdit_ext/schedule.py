@@ -1,0 +1,86 @@
+"""Which branch a model call needs, from its noise level alone: no counters, so any sampler may call in any order."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from .config import ResDiTConfig
+
+FLUX_SHIFT = 1.15  # mu of FLUX.1-dev; the hosts use it at every size
+
+
+class Phase(Enum):
+    """What a model call computes."""
+
+    GLOBAL = "global"
+    FUSED = "fused"
+    LOCAL = "local"
+
+
+def shifted_sigmas(steps: int, mu: float = FLUX_SHIFT) -> tuple[float, ...]:
+    """`steps` + 1 flow-matching noise levels from 1 to 0: sigma' = a sigma / (1 + (a - 1) sigma), a = e^mu."""
+    a = math.exp(mu)
+    return tuple(a * s / (1 + (a - 1) * s) for s in (1 - i / steps for i in range(steps + 1)))
+
+
+def boundary(sigmas: Sequence[float], share: float) -> float:
+    """The noise level below which the first `share` of the steps is over.
+
+    Half way between the last step before and the first step after it, so that rounding in the host (bfloat16
+    timesteps) cannot push a step over the boundary; +inf where no step comes before it, -inf where none after.
+    """
+    first_after = math.ceil(share * (len(sigmas) - 1) - 1e-9)
+    if first_after <= 0:
+        return math.inf
+    if first_after >= len(sigmas) - 1:
+        return -math.inf
+    return (sigmas[first_after - 1] + sigmas[first_after]) / 2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Phases as noise levels: global above `global_end`, fused above `fused_end`, local below."""
+
+    global_end: float
+    fused_end: float
+    top: float = 1.0
+
+    def phase(self, sigma: float) -> Phase:
+        """The phase of a model call at `sigma`; NaN counts as the top, values outside [0, top] as the nearest."""
+        sigma = self.top if math.isnan(sigma) else min(max(sigma, 0.0), self.top)
+        if sigma > self.global_end:
+            return Phase.GLOBAL
+        return Phase.FUSED if sigma > self.fused_end else Phase.LOCAL
+
+    def is_odd(self, sigma: float) -> bool:
+        """True where `phase` had to clamp, which a host should report once."""
+        return not -1e-6 <= sigma <= self.top * (1 + 1e-3)
+
+
+def usable_sigmas(sigmas: Sequence[float] | None) -> tuple[float, ...] | None:
+    """The run's list as floats where it is a descending list of at least two finite numbers, else None."""
+    if sigmas is None:
+        return None
+    values = tuple(map(float, sigmas.tolist() if hasattr(sigmas, "tolist") else sigmas))
+    descending = all(a >= b for a, b in itertools.pairwise(values))
+    return values if len(values) >= 2 and all(map(math.isfinite, values)) and descending else None
+
+
+def make_schedule(config: ResDiTConfig, sigmas: Sequence[float]) -> Schedule:
+    """Turn the configuration's shares of steps into noise levels of the run's full list `sigmas`."""
+    return Schedule(
+        global_end=boundary(sigmas, config.global_until),
+        fused_end=boundary(sigmas, config.fused_until),
+        top=max(sigmas),
+    )
+
+
+def steps_per_phase(config: ResDiTConfig, steps: int) -> dict[Phase, int]:
+    """How many of `steps` first-order steps fall in each phase."""
+    schedule = make_schedule(config, sigmas := shifted_sigmas(steps))
+    phases = [schedule.phase(sigma) for sigma in sigmas[:-1]]
+    return {phase: phases.count(phase) for phase in Phase}

@@ -1,0 +1,39 @@
+"""Gaussian-weighted splicing of overlapping patches (GWS)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .geometry import Layout
+
+
+def axis_weights(length: int, patch: int, starts: tuple[int, ...], sigma: float | None) -> Tensor:
+    """(N, patch) float64 weights along one axis, summing to 1 over the patches that cover a token.
+
+    w_k(p) = exp(-(p - c_k)^2 / (2 (sigma patch)^2)) about the patch's centre c_k, `sigma` a share of the patch's
+    side; None weighs all patches alike. The two-dimensional Gaussian and its normaliser are products over the
+    axes, so these two vectors are all of it.
+    """
+    offset = torch.arange(patch, dtype=torch.float64) - (patch - 1) / 2
+    # Shifted to its maximum per token below, so that a narrow Gaussian cannot underflow to 0/0.
+    log_weight = torch.zeros_like(offset) if sigma is None else -(offset**2) / (2 * (sigma * patch) ** 2)
+    spread = torch.full((len(starts), length), -torch.inf, dtype=torch.float64)
+    for k, start in enumerate(starts):
+        spread[k, start : start + patch] = log_weight
+    share = spread.softmax(0)
+    return torch.stack([share[k, start : start + patch] for k, start in enumerate(starts)])
+
+
+def splice_weights(layout: Layout, sigma: float | None) -> Tensor:
+    """(N, h, w, 1) float32 weights of every patch's tokens, in the order of `layout.patches`."""
+    rows = axis_weights(layout.grid.height, layout.base.height, layout.rows, sigma)
+    cols = axis_weights(layout.grid.width, layout.base.width, layout.cols, sigma)
+    return torch.einsum("ih,jw->ijhw", rows, cols).flatten(0, 1)[..., None].float()
+
+
+def splice_into(canvas: Tensor, patches: Tensor, weights: Tensor, starts: tuple[tuple[int, int], ...]) -> None:
+    """Add patches (n, B, h, w, C), weighted by (n, h, w, 1), into canvas (B, H, W, C) at their starts, in place."""
+    h, w = weights.shape[1:3]
+    for patch, weight, (row, col) in zip(patches, weights, starts, strict=True):
+        canvas[:, row : row + h, col : col + w].addcmul_(patch, weight)

@@ -1,0 +1,46 @@
+"""Generation parameters in the saved image, and back into the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .. import __version__
+from ..errors import ResDiTError
+from .options import OPTIONS, Option, Request
+
+KEY = "ResDiT"
+REFUSED_KEY = "ResDiT not active"
+
+
+def key_of(option: Option) -> str:
+    """`ResDiT cut-off`: the host's parser takes letters, digits, blanks, '-' and '/' after the first word."""
+    return f"{KEY} {option.label.lower()}"
+
+
+def parameters(request: Request) -> dict[str, object]:
+    """What to write: the version, and the options that differ from their defaults."""
+    keys = {option.name: key_of(option) for option in OPTIONS}
+    return {KEY: __version__} | {keys[name]: value for name, value in request.changed().items()}
+
+
+def restore(option: Option) -> Callable[[dict], object]:
+    """The function the host calls with a pasted infotext's parameters to set the option's component.
+
+    An image without ResDiT switches it off and leaves the rest; one with it restores every option, those not
+    mentioned to their defaults. A value that cannot be read becomes the default.
+    """
+    if option.name == "enabled":
+        return lambda params: KEY in params
+
+    def value_in(params: dict) -> object:
+        if KEY not in params:
+            return None  # the host leaves the component as it is
+        text = params.get(key_of(option), option.default)
+        if option.kind == "bool" and isinstance(text, str):
+            text = {"True": True, "False": False}.get(text, option.default)
+        try:
+            return option.parse(text)
+        except ResDiTError:
+            return option.default
+
+    return value_in

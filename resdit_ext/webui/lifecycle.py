@@ -1,0 +1,141 @@
+"""What happens in one generation, hook by hook. Nothing here is kept on the script or on the model."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import ResDiTError, Unsupported
+from ..families import identify
+from ..hosts.forge import attach
+from ..run import Run
+from . import infotext
+from .options import Request, output_size, parse_request
+from .status import describe
+
+logger = logging.getLogger("ResDiT")
+ATTRIBUTE = "_resdit"
+
+
+@dataclass
+class Generation:
+    """One picture order: the request, whether the model can take it, and the runs of its passes."""
+
+    request: Request
+    runs: list[Run]
+    supported: bool = False
+
+
+def refuse(p: object, reason: object) -> None:
+    """Tell the user why the image is made without ResDiT, in the log, under the image and in its parameters."""
+    logger.error("not active: %s", reason)
+    p.comment(f"ResDiT is not active: {reason}")
+    p.extra_generation_params[infotext.REFUSED_KEY] = str(reason)
+
+
+def guarded(hook: Callable) -> Callable:
+    """Make a hook refuse with a message where it fails: the host would print a traceback and go on unpatched."""
+
+    @functools.wraps(hook)
+    def safe(p: object, *args: object, **kwargs: object) -> None:
+        try:
+            hook(p, *args, **kwargs)
+        except ResDiTError as reason:
+            setattr(p, ATTRIBUTE, None)
+            refuse(p, reason)
+        except Exception as error:
+            setattr(p, ATTRIBUTE, None)
+            logger.exception("internal error")
+            refuse(p, f"internal error ({type(error).__name__}: {error}); please report it with the console's log")
+
+    return safe
+
+
+def diffusion_model(p: object) -> object:
+    """The host's diffusion model; raises Unsupported on a host without Forge's patchers."""
+    objects = getattr(p.sd_model, "forge_objects", None)
+    if objects is None:
+        raise Unsupported("this WebUI is not supported yet: FLUX needs Forge, Forge Neo or ersatzForge")
+    return objects.unet.model.diffusion_model
+
+
+@guarded
+def before_process(p: object, *args: object) -> None:
+    """Read the options and set the output size, early enough for noise, ControlNet's hint and infotext."""
+    setattr(p, ATTRIBUTE, None)
+    request = parse_request(args)
+    if not request.enabled:
+        return
+    setattr(p, ATTRIBUTE, Generation(request, []))
+    size = output_size(request.values)
+    if size is None:
+        return
+    if getattr(p, "enable_hr", False):  # the size is that of the picture that is saved
+        p.hr_resize_x, p.hr_resize_y = size
+    else:
+        p.width, p.height = size
+
+
+def final_size(p: object) -> tuple[int, int]:
+    """(width, height) of the picture that will be saved."""
+    if not getattr(p, "enable_hr", False):
+        return p.width, p.height
+    x, y = p.hr_resize_x, p.hr_resize_y
+    if x == 0 and y == 0:
+        return int(p.width * p.hr_scale), int(p.height * p.hr_scale)
+    return x or y * p.width // p.height, y or x * p.height // p.width
+
+
+@guarded
+def process(p: object, *_: object) -> None:
+    """The model is loaded now: accept or refuse it, say what will happen, and write the parameters."""
+    generation = getattr(p, ATTRIBUTE, None)
+    if generation is None:
+        return
+    identify(diffusion_model(p))
+    generation.supported = True
+    _, line = describe(generation.request, *final_size(p), p.steps)
+    logger.info(line)
+    p.comment(f"ResDiT {line}")
+    p.extra_generation_params.update(infotext.parameters(generation.request))
+
+
+def run_sigmas(p: object, steps: int) -> object | None:
+    """The pass's full list of noise levels from its sampler; None where the sampler has no such list."""
+    get_sigmas = getattr(p.sampler, "get_sigmas", None)
+    return get_sigmas(p, steps) if get_sigmas is not None else None
+
+
+@guarded
+def before_sampling(p: object, *_: object, **kwargs: object) -> None:
+    """Attach to this pass's unet; at or below the base size leave it untouched. May be called twice."""
+    generation = getattr(p, ATTRIBUTE, None)
+    if generation is None or not generation.supported:
+        return
+    family = identify(diffusion_model(p))
+    x = kwargs.get("x")
+    run = Run(generation.request.config, say=lambda message: (logger.warning(message), p.comment(f"ResDiT: {message}")))
+    if x is not None and run.layout(family.grid(x)).is_base:
+        return
+    steps = getattr(p, "hr_second_pass_steps", 0) or p.steps if getattr(p, "is_hr_pass", False) else p.steps
+    run.set_sigmas(run_sigmas(p, steps), steps)
+    p.sd_model.forge_objects.unet = attach(p.sd_model.forge_objects.unet, run)
+    generation.runs.append(run)
+
+
+def postprocess(p: object, processed: object) -> None:
+    """Report a pass whose wrapper was never called: another extension has taken its place."""
+    generation = getattr(p, ATTRIBUTE, None)
+    if generation is None or not generation.runs:
+        return
+    calls = generation.runs[-1].calls
+    if calls["blocks"]:
+        logger.info(
+            "done: %s", ", ".join(f"{calls[name]} {name}" for name in ("global", "fused", "local") if calls[name])
+        )
+        return
+    message = "ResDiT did not run: another extension replaced the model function after it was attached"
+    logger.error(message)
+    processed.comments += f"{message}\n"

@@ -1,0 +1,210 @@
+"""The one table of options: widgets, defaults, validation, infotext and API are all read from it.
+
+The order of the rows is the order of the API's positional arguments, a public contract: append only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import BALANCED, PRESETS, ResDiTConfig
+from ..errors import ResDiTError
+
+PIXELS_PER_TOKEN = 16
+MAX_SIDE = 8192
+WEBUI_SIZE, CUSTOM_SIZE = "WebUI", "Custom"
+LONG_SIDES = {"2K": 2048, "3K": 3072, "4K": 4096}
+RATIOS = {"1:1": (1, 1), "5:4": (5, 4), "4:3": (4, 3), "3:2": (3, 2), "16:9": (16, 9), "2:1": (2, 1), "21:9": (21, 9)}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row: `kind` is "bool", "choice", "number" (`low`..`high` in steps of `step`) or "scale"."""
+
+    name: str
+    label: str
+    kind: str
+    default: object
+    info: str = ""
+    choices: tuple[str, ...] = ()
+    low: float = 0
+    high: float = 1
+    step: float = 1
+    advanced: bool = True
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.default, int)
+
+    def parse(self, value: object) -> object:
+        """The value as its type; raises ResDiTError naming the field, the value and what is allowed."""
+        if self.kind == "bool":
+            if isinstance(value, bool):
+                return value
+            raise ResDiTError(f"{self.name} is {value!r}; it must be true or false")
+        if self.kind == "choice":
+            if value in self.choices:
+                return value
+            raise ResDiTError(f"{self.name} is {value!r}; choose one of {', '.join(map(repr, self.choices))}")
+        if self.kind == "scale" and value in self.choices:
+            return value
+        return self._parse_number(value)
+
+    def _parse_number(self, value: object) -> int | float:
+        allowed = f"a {'whole ' if self.whole else ''}number from {self.low} to {self.high}"
+        if self.kind == "scale":
+            allowed = f"one of {', '.join(map(repr, self.choices))} or {allowed}"
+        try:
+            number = float("nan" if isinstance(value, bool) else value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if not self.low <= number <= self.high or (self.whole and number != int(number)):
+            raise ResDiTError(f"{self.name} is {value!r}; it must be {allowed}")
+        return int(number) if self.whole else number
+
+
+def _parameter(name: str, label: str, kind: str, info: str, **rest: object) -> Option:
+    """A row whose default is the Balanced setting's value of the field of the same name."""
+    return Option(name, label, kind, getattr(BALANCED, name), info, **rest)
+
+
+OPTIONS = (
+    Option("enabled", "ResDiT High-Res", "bool", False, advanced=False),
+    Option(
+        "size",
+        "Output size",
+        "choice",
+        "3K",
+        "Long side in pixels: 2048, 3072 or 4096; WebUI keeps the page's own width and height",
+        choices=(WEBUI_SIZE, *LONG_SIDES, CUSTOM_SIZE),
+        advanced=False,
+    ),
+    Option("ratio", "Aspect ratio", "choice", "1:1", "Of 2K, 3K and 4K", choices=tuple(RATIOS), advanced=False),
+    Option("portrait", "Portrait", "bool", False, "Taller than wide", advanced=False),
+    Option(
+        "width", "Custom width", "number", 3072, "Pixels", low=256, high=MAX_SIDE, step=PIXELS_PER_TOKEN, advanced=False
+    ),
+    Option(
+        "height",
+        "Custom height",
+        "number",
+        3072,
+        "Pixels",
+        low=256,
+        high=MAX_SIDE,
+        step=PIXELS_PER_TOKEN,
+        advanced=False,
+    ),
+    _parameter("global_until", "Global until", "number", "Share of the steps that set the layout", step=0.005),
+    _parameter(
+        "fused_until", "Fused until", "number", "Share by which fusion ends; 1 keeps the layout at 3K-4K", step=0.005
+    ),
+    _parameter("cutoff", "Cut-off", "number", "Band taken from the global branch", step=0.01),
+    _parameter(
+        "cutoff_unit", "Cut-off unit", "choice", "Nyquist: half a cycle per token", choices=("nyquist", "sampling")
+    ),
+    _parameter(
+        "attention_scale",
+        "Attention scale",
+        "scale",
+        "On the global branch; a number is taken as it is",
+        choices=("off", "sqrt-log", "log"),
+        low=0.5,
+        high=2.0,
+    ),
+    Option(
+        "base_size", "Base size", "number", 1024, "Side in pixels the model was trained at", low=128, high=2048, step=64
+    ),
+    _parameter(
+        "base_shape",
+        "Base shape",
+        "choice",
+        "Aspect: as the output; square: as the paper",
+        choices=("aspect", "square"),
+    ),
+    _parameter(
+        "splice_sigma", "Splice sigma", "number", "Width of the blend, in patch sides", low=0.05, high=2.0, step=0.01
+    ),
+    _parameter(
+        "chunk_mb", "Chunk memory", "number", "MiB for the patches computed at once", low=16, high=16384, step=16
+    ),
+)
+BY_NAME = {option.name: option for option in OPTIONS}
+DEFAULTS = {option.name: option.default for option in OPTIONS}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A validated set of options."""
+
+    values: dict[str, object]
+    config: ResDiTConfig
+
+    @property
+    def enabled(self) -> bool:
+        return self.values["enabled"]
+
+    def changed(self) -> dict[str, object]:
+        """The options that differ from their defaults and have an effect, `enabled` aside."""
+        size = self.values["size"]
+        idle = {"enabled"}
+        if size not in LONG_SIDES:
+            idle |= {"ratio", "portrait"}
+        if size != CUSTOM_SIZE:
+            idle |= {"width", "height"}
+        return {name: value for name, value in self.values.items() if name not in idle and value != DEFAULTS[name]}
+
+
+def preset_values(name: str) -> dict[str, object]:
+    """The options a named setting fixes."""
+    if name not in PRESETS:
+        raise ResDiTError(f"preset is {name!r}; choose one of {', '.join(map(repr, PRESETS))}")
+    return {option.name: getattr(PRESETS[name], option.name) for option in OPTIONS if hasattr(BALANCED, option.name)}
+
+
+def values_from_args(args: tuple) -> dict[str, object]:
+    """Options from a script's arguments: positional, or one dict as the first (`preset` allowed there).
+
+    In the dict form a `width` or `height` means the custom size unless `size` says otherwise, a missing one of the
+    two is the other, and an unknown name is refused.
+    """
+    if not args or not isinstance(args[0], dict):
+        given = dict(zip(BY_NAME, args, strict=False))
+        return DEFAULTS | given
+    given = {"enabled": True} | args[0]
+    preset = given.pop("preset", None)
+    if unknown := [name for name in given if name not in BY_NAME]:
+        raise ResDiTError(f"unknown field {unknown[0]!r}; the fields are {', '.join(BY_NAME)} and preset")
+    sides = {name for name in ("width", "height") if name in given}
+    if sides and "size" not in given:
+        given["size"] = CUSTOM_SIZE
+        if len(sides) == 1:
+            given |= {name: given[next(iter(sides))] for name in ("width", "height")}
+    return DEFAULTS | (preset_values(preset) if preset is not None else {}) | given
+
+
+def parse_request(args: tuple) -> Request:
+    """Validate a script's arguments; raises ResDiTError naming the field. Switched off, nothing else is looked at."""
+    values = values_from_args(args)
+    if BY_NAME["enabled"].parse(values["enabled"]) is False:
+        return Request(DEFAULTS, BALANCED)
+    values = {option.name: option.parse(values[option.name]) for option in OPTIONS}
+    fields = {name: value for name, value in values.items() if hasattr(BALANCED, name)}
+    config = ResDiTConfig(**fields, base_tokens=(values["base_size"] // PIXELS_PER_TOKEN) ** 2)
+    return Request(values, config)
+
+
+def snap(pixels: float) -> int:
+    """The nearest multiple of 16, at least 16."""
+    return max(1, round(pixels / PIXELS_PER_TOKEN)) * PIXELS_PER_TOKEN
+
+
+def output_size(values: dict[str, object]) -> tuple[int, int] | None:
+    """(width, height) in pixels, multiples of 16; None where the WebUI's own size is to be kept."""
+    if values["size"] == WEBUI_SIZE:
+        return None
+    if values["size"] == CUSTOM_SIZE:
+        return snap(values["width"]), snap(values["height"])
+    long, (a, b) = LONG_SIDES[values["size"]], RATIOS[values["ratio"]]
+    width, height = snap(long), snap(long * b / a)
+    return (height, width) if values["portrait"] else (width, height)

@@ -1,0 +1,23 @@
+"""One line that says what ResDiT will do, or why it does nothing."""
+
+from __future__ import annotations
+
+from ..geometry import Grid, make_layout
+from ..schedule import steps_per_phase
+from .options import PIXELS_PER_TOKEN, Request
+
+
+def describe(request: Request, width: int, height: int, steps: int) -> tuple[bool, str]:
+    """(active, line) for an output of `width` x `height` pixels in `steps` steps."""
+    if not request.enabled:
+        return False, "not active: switched off"
+    layout = make_layout(Grid(-(-height // PIXELS_PER_TOKEN), -(-width // PIXELS_PER_TOKEN)), request.config)
+    base = f"{layout.base.width * PIXELS_PER_TOKEN}x{layout.base.height * PIXELS_PER_TOKEN}"
+    size = f"{width}x{height}"
+    if layout.is_base:
+        return False, f"not active: {size} is not above the base size ({request.values['base_size']} px squared)"
+    phases = ", ".join(f"{n} {phase.value}" for phase, n in steps_per_phase(request.config, steps).items() if n)
+    scale = max(layout.scales)
+    beyond = "; beyond 4x nothing was measured" if scale > 4.05 else ""
+    count = f"{len(layout.rows)}x{len(layout.cols)} patches of {base}"
+    return True, f"active: {size}, scale {scale:.2f}, {count}, steps: {phases} of {steps}{beyond}"

@@ -1,0 +1,57 @@
+"""Registers ResDiT High-Res with the WebUI; everything it does is in the package `resdit_ext`."""
+
+from modules import script_callbacks, scripts
+from modules.ui_components import InputAccordion, ToolButton
+
+from resdit_ext.webui import api, infotext, lifecycle
+from resdit_ext.webui.options import OPTIONS
+from resdit_ext.webui.ui import Accordion
+
+
+class ResDiTHighRes(scripts.Script):
+    def __init__(self):
+        super().__init__()
+        self.accordion = None
+        self.host = {}
+
+    def title(self):
+        return "ResDiT High-Res"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        self.accordion = Accordion("img2img" if is_img2img else "txt2img", InputAccordion, ToolButton)
+        self.infotext_fields = [
+            (component, infotext.restore(option))
+            for component, option in zip(self.accordion.components, OPTIONS, strict=True)
+        ]
+        self.paste_field_names = [infotext.KEY, *map(infotext.key_of, OPTIONS)]
+        self.follow_host()
+        return self.accordion.components
+
+    def after_component(self, component, **kwargs):
+        tab = "img2img" if self.is_img2img else "txt2img"
+        for name in ("width", "height", "steps"):
+            if kwargs.get("elem_id") == f"{tab}_{name}":
+                self.host[name] = component
+                self.follow_host()
+
+    def follow_host(self):
+        if self.accordion is not None and len(self.host) == 3:
+            self.accordion.follow(self.host)
+
+    def before_process(self, p, *args):
+        lifecycle.before_process(p, *args)
+
+    def process(self, p, *args):
+        lifecycle.process(p, *args)
+
+    def process_before_every_sampling(self, p, *args, **kwargs):
+        lifecycle.before_sampling(p, *args, **kwargs)
+
+    def postprocess(self, p, processed, *args):
+        lifecycle.postprocess(p, processed)
+
+
+script_callbacks.on_app_started(lambda _, app: api.add_validation(app))

@@ -1,0 +1,90 @@
+"""The method once more in float64 numpy, written from the equations and sharing no code with the package."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+
+def starts(length, patch):
+    """t_k = (k-1)(H-h)/(N-1), N the smallest integer > H/h, rounded half up."""
+    if length <= patch:
+        return [0]
+    count = 1
+    while not count > Fraction(length, patch):
+        count += 1
+    return [int(np.floor(Fraction(k * (length - patch), count - 1) + Fraction(1, 2))) for k in range(count)]
+
+
+def rotate(x, ids, axes_dim, theta):
+    """Rotate consecutive channel pairs of x (..., L, D) as complex numbers by ids (L, axes)."""
+    angles = np.concatenate([ids[:, [a]] * theta ** (-np.arange(0, d, 2) / d) for a, d in enumerate(axes_dim)], axis=1)
+    z = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)
+    out = np.empty_like(x)
+    out[..., 0::2], out[..., 1::2] = z.real, z.imag
+    return out
+
+
+def attention(q, k, v):
+    logits = q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[-1])
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v
+
+
+def fuse(x_g, x_l, cutoff):
+    """F^-1(M F(x_g) + (1 - M) F(x_l)) over the two axes of (h, w, C), M a box of |f| <= cutoff cycles/token."""
+    f_h, f_w = (np.abs(np.fft.fftfreq(n)) <= cutoff + 1e-12 for n in x_g.shape[:2])
+    mask = (f_h[:, None] & f_w[None, :])[..., None]
+    both = mask * np.fft.fft2(x_g, axes=(0, 1)) + ~mask * np.fft.fft2(x_l, axes=(0, 1))
+    return np.fft.ifft2(both, axes=(0, 1)).real
+
+
+def splice(patches, grid, base, corners, sigma):
+    """f(p) = sum_i w_i(p) f_i(p) / sum_i w_i(p), w_i(p) = exp(-|p - c_i|^2 / 2 sigma^2), |.| in patch sides."""
+    total = np.zeros((*grid, patches[0].shape[-1]))
+    norm = np.zeros((*grid, 1))
+    for patch, (top, left) in zip(patches, corners, strict=True):
+        for i in range(base[0]):
+            for j in range(base[1]):
+                d2 = ((i - (base[0] - 1) / 2) / base[0]) ** 2 + ((j - (base[1] - 1) / 2) / base[1]) ** 2
+                weight = 1.0 if sigma is None else np.exp(-d2 / (2 * sigma**2))
+                total[top + i, left + j] += weight * patch[i, j]
+                norm[top + i, left + j] += weight
+    return total / norm
+
+
+def positions(height, width, s_h=1.0, s_w=1.0):
+    return np.array([(i / s_h, j / s_w) for i in range(height) for j in range(width)])
+
+
+def ids_of(text, pos):
+    return np.concatenate([np.zeros((text, 3)), np.concatenate([np.zeros((len(pos), 1)), pos], 1)])
+
+
+def resdit(q, k, v, text, grid, base, phase, *, axes_dim, theta, scale, cutoff, sigma, pes=True, pipe=True):
+    """The whole method for one sample: q, k, v (heads, T + H*W, D) -> (T + H*W, heads*D)."""
+    (H, W), (h, w), T = grid, base, text
+
+    def merged(out):
+        return np.moveaxis(out, 0, 1).reshape(out.shape[1], -1)
+
+    scaled = positions(H, W, H / h, W / w)
+    ids = ids_of(T, scaled if pes else positions(H, W))
+    x_g = merged(attention(rotate(q * scale, ids, axes_dim, theta), rotate(k, ids, axes_dim, theta), v))
+    if phase == "global":
+        return x_g
+    corners = [(top, left) for top in starts(H, h) for left in starts(W, w)]
+    patches, texts = [], []
+    for top, left in corners:
+        inside = [(top + i) * W + left + j for i in range(h) for j in range(w)]
+        index = [*range(T), *(T + i for i in inside)]
+        ids = ids_of(T, positions(h, w) if pipe else scaled[inside])
+        q_p, k_p = (rotate(x[:, index], ids, axes_dim, theta) for x in (q, k))
+        out = merged(attention(q_p, k_p, v[:, index]))
+        texts.append(out[:T])
+        x_l = out[T:].reshape(h, w, -1)
+        window = x_g[T:].reshape(H, W, -1)[top : top + h, left : left + w]
+        patches.append(fuse(window, x_l, cutoff) if phase == "fused" else x_l)
+    image = splice(patches, grid, base, corners, sigma).reshape(H * W, -1)
+    return np.concatenate([x_g[:T] if phase == "fused" else np.mean(texts, 0), image])

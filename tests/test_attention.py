@@ -1,0 +1,163 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdit_ext import BALANCED, ResDiTConfig
+from resdit_ext.attention import Plan, resdit_attention
+from resdit_ext.families.flux import text_first_ids
+from resdit_ext.geometry import Grid, make_layout
+from resdit_ext.positions import rotary_matrices
+from resdit_ext.schedule import Phase
+from tests import reference
+
+AXES, THETA, TEXT, HEADS = (4, 6, 6), 10000, 3, 2
+
+
+def attend(q, k, v, pe):
+    """PyTorch's attention after rotation by matrices, as FLUX code calls it."""
+
+    def rotate(x):
+        pairs = x.unflatten(-1, (-1, 2)).unsqueeze(-2)
+        return (pe.to(x.dtype) * pairs).sum(-1).flatten(-2)
+
+    return F.scaled_dot_product_attention(rotate(q), rotate(k), v).transpose(1, 2).flatten(2)
+
+
+def embed(positions):
+    return rotary_matrices(text_first_ids(TEXT, positions), AXES, THETA)[None, None]
+
+
+def make_plan(H, W, config, text=TEXT):
+    return Plan(make_layout(Grid(H, W), config), config, text, embed)
+
+
+def qkv(H, W, batch=1, dtype=torch.float64):
+    return torch.randn(3, batch, HEADS, TEXT + H * W, sum(AXES), dtype=dtype)
+
+
+def relative_error(got, expected):
+    return np.abs(got.double().numpy() - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 2e-6), (torch.float32, 5e-6), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("size", [(9, 9), (8, 13), (17, 5)])
+@pytest.mark.parametrize("change", [{}, {"pes": False}, {"pipe": False}, {"splice": "mean"}])
+def test_method_matches_the_reference(dtype, tolerance, phase, size, change):
+    config = ResDiTConfig(base_tokens=20, cutoff=0.6, **change)
+    plan = make_plan(*size, config)
+    q, k, v = qkv(*size, dtype=dtype)
+    got = resdit_attention(q, k, v, plan, phase, attend)
+    assert got.dtype == dtype
+    base = plan.layout.base
+    expected = reference.resdit(
+        *(x[0].double().numpy() for x in (q, k, v)),
+        TEXT,
+        size,
+        (base.height, base.width),
+        phase.value,
+        axes_dim=AXES,
+        theta=THETA,
+        scale=np.log(TEXT + size[0] * size[1]) / np.log(TEXT + base.tokens),
+        cutoff=0.3,
+        sigma=None if change.get("splice") == "mean" else 0.25,
+        pes=change.get("pes", True),
+        pipe=change.get("pipe", True),
+    )
+    assert relative_error(got[0], expected) < tolerance
+
+
+@given(st.integers(1, 11), st.integers(1, 11), st.integers(4, 60), st.sampled_from(list(Phase)))
+def test_method_matches_the_reference_at_any_size(H, W, tokens, phase):
+    plan = make_plan(H, W, ResDiTConfig(base_tokens=tokens, attention_scale=1.3))
+    q, k, v = qkv(H, W)
+    base = plan.layout.base
+    expected = reference.resdit(
+        *(x[0].numpy() for x in (q, k, v)),
+        TEXT,
+        (H, W),
+        (base.height, base.width),
+        phase.value,
+        axes_dim=AXES,
+        theta=THETA,
+        scale=1.3,
+        cutoff=0.1,
+        sigma=0.25,
+    )
+    assert relative_error(resdit_attention(q, k, v, plan, phase, attend)[0], expected) < 3e-6
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_scale_one_is_plain_attention(phase):
+    """With the base grid as large as the output there is one patch, and each branch is plain attention."""
+    config = ResDiTConfig(base_tokens=64)
+    q, k, v = qkv(8, 8)
+    plan = make_plan(8, 8, config)
+    assert plan.layout.is_base and plan.logit_scale == 1
+    plain = attend(q, k, v, plan.global_positions)
+    assert torch.allclose(resdit_attention(q, k, v, plan, phase, attend), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_chunks_do_not_change_the_result(phase):
+    config = ResDiTConfig(base_tokens=16, chunk_mb=1)
+    q, k, v = qkv(12, 12, batch=2, dtype=torch.float32)
+    results = []
+    for at_once in (1, 3, 100):
+        plan = make_plan(12, 12, config)
+        plan.patches_at_once = lambda _, n=at_once: n
+        results.append(resdit_attention(q, k, v, plan, phase, attend))
+    assert torch.allclose(results[0], results[1], atol=1e-6)
+    assert torch.allclose(results[0], results[2], atol=1e-6)
+
+
+def test_chunk_size_follows_the_budget():
+    q = torch.empty(1, 24, 512 + 192 * 192, 128, dtype=torch.bfloat16, device="meta")
+    plans = {mb: Plan(make_layout(Grid(192, 192), c), c, 512, lambda p: None) for mb in (1, 512, 4096)
+             for c in [dataclasses.replace(BALANCED, chunk_mb=mb)]}  # fmt: skip
+    sizes = {mb: plan.patches_at_once(q) for mb, plan in plans.items()}
+    assert sizes[1] == 1 < sizes[512] < sizes[4096]
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_batch_and_cfg_order_do_not_matter(phase):
+    plan = make_plan(9, 9, ResDiTConfig(base_tokens=16))
+    q, k, v = qkv(9, 9, batch=3)
+    together = resdit_attention(q, k, v, plan, phase, attend)
+    flipped = resdit_attention(q.flip(0), k.flip(0), v.flip(0), plan, phase, attend).flip(0)
+    alone = torch.cat(
+        [resdit_attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], plan, phase, attend) for i in range(3)]
+    )
+    assert torch.allclose(together, flipped, atol=1e-9) and torch.allclose(together, alone, atol=1e-9)
+
+
+def test_mean_fusion_is_the_mean_of_the_branches():
+    """Away from overlaps splice(mean(x_g, x_l)) is the mean; with one value everywhere it is that value."""
+    config = ResDiTConfig(base_tokens=16, fusion="mean", attention_scale="off")
+    plan = make_plan(8, 8, config)
+    q, k, v = qkv(8, 8)
+    fused, local, global_ = (
+        resdit_attention(q, k, v, plan, p, attend) for p in (Phase.FUSED, Phase.LOCAL, Phase.GLOBAL)
+    )
+    assert torch.allclose(fused[:, TEXT:], (local + global_)[:, TEXT:] / 2, atol=1e-6)
+
+
+def test_no_mask_is_ever_passed_and_inputs_are_untouched():
+    plan = make_plan(9, 9, ResDiTConfig(base_tokens=16))
+    q, k, v = qkv(9, 9)
+    before = [x.clone() for x in (q, k, v)]
+    calls = []
+
+    def spy(*args):
+        calls.append(args)
+        return attend(*args)
+
+    for phase in Phase:
+        resdit_attention(q, k, v, plan, phase, spy)
+    assert {len(args) for args in calls} == {4}
+    assert all(torch.equal(a, b) for a, b in zip(before, (q, k, v), strict=True))

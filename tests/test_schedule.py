@@ -1,0 +1,99 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdit_ext import BALANCED, PAPER, ResDiTConfig
+from resdit_ext.run import Run
+from resdit_ext.schedule import Phase, boundary, make_schedule, shifted_sigmas, steps_per_phase, usable_sigmas
+
+shares = st.floats(0, 1)
+
+
+def phases(config, sigmas):
+    schedule = make_schedule(config, sigmas)
+    return [schedule.phase(sigma) for sigma in sigmas[:-1]]
+
+
+def test_the_papers_10_10_15():
+    expected = [Phase.GLOBAL] * 10 + [Phase.FUSED] * 10 + [Phase.LOCAL] * 15
+    assert phases(PAPER, shifted_sigmas(35)) == expected
+    assert phases(PAPER, shifted_sigmas(35, mu=0)) == expected
+    assert phases(BALANCED, shifted_sigmas(35)) == [Phase.GLOBAL] * 10 + [Phase.FUSED] * 25
+    assert steps_per_phase(PAPER, 35) == {Phase.GLOBAL: 10, Phase.FUSED: 10, Phase.LOCAL: 15}
+
+
+@given(st.integers(1, 120), shares, shares, st.floats(-1, 3))
+def test_a_share_is_a_share_of_the_steps(steps, a, b, mu):
+    config = ResDiTConfig(global_until=min(a, b), fused_until=max(a, b))
+    got = phases(config, shifted_sigmas(steps, mu))
+    # Step i (from 0) belongs to a phase that ends at share s iff i < s * steps.
+    expected = [
+        Phase.GLOBAL
+        if i < config.global_until * steps - 1e-9
+        else Phase.FUSED
+        if i < config.fused_until * steps - 1e-9
+        else Phase.LOCAL
+        for i in range(steps)
+    ]
+    assert got == expected
+
+
+@given(st.integers(2, 60), st.floats(0, 2))
+def test_bfloat16_timesteps_do_not_change_the_phase(steps, mu):
+    sigmas = shifted_sigmas(steps, mu)
+    gaps = [a - b for a, b in itertools.pairwise(sigmas)]
+    schedule = make_schedule(PAPER, sigmas)
+    for sigma, gap in zip(sigmas, gaps, strict=False):
+        rounded = torch.tensor(sigma).bfloat16().item()
+        if abs(rounded - sigma) < gap / 2 - 1e-6 and sigma < 1:
+            previous = min((g for s, g in zip(sigmas[1:], gaps, strict=False) if s == sigma), default=gap)
+            if abs(rounded - sigma) < previous / 2 - 1e-6:
+                assert schedule.phase(rounded) == schedule.phase(sigma)
+
+
+def test_phase_falls_with_sigma_whatever_the_order_of_calls():
+    order = {Phase.GLOBAL: 0, Phase.FUSED: 1, Phase.LOCAL: 2}
+    schedule = make_schedule(PAPER, shifted_sigmas(20))
+    found = [order[schedule.phase(s)] for s in torch.linspace(1, 0, 200).tolist()]
+    assert found == sorted(found) and set(found) == {0, 1, 2}
+
+
+def test_empty_phases():
+    sigmas = shifted_sigmas(8)
+    assert boundary(sigmas, 0) == math.inf and boundary(sigmas, 1) == -math.inf
+    assert set(phases(ResDiTConfig(global_until=0, fused_until=0), sigmas)) == {Phase.LOCAL}
+    assert set(phases(ResDiTConfig(global_until=1), sigmas)) == {Phase.GLOBAL}
+    assert set(phases(ResDiTConfig(global_until=0), sigmas)) == {Phase.FUSED}
+
+
+@pytest.mark.parametrize("sigma", [math.nan, math.inf, -math.inf, 9999.0, 1.5, -0.1])
+def test_odd_sigma_is_clamped_and_said_once(sigma):
+    said = []
+    run = Run(PAPER, shifted_sigmas(35), say=said.append)
+    expected = Phase.LOCAL if sigma < 0 else Phase.GLOBAL
+    assert [run.phase(sigma) for _ in range(3)] == [expected] * 3
+    assert len(said) == 1 and f"{sigma:g}" in said[0]
+
+
+def test_a_list_that_no_flow_model_has_still_gives_phases_and_a_message():
+    said = []
+    sigmas = [9999.0, 400.0, 20.0, 3.0, 1.0, 0.5, 0.0]
+    run = Run(PAPER, sigmas, say=said.append)
+    assert [run.phase(s).value for s in sigmas[:-1]] == ["global", "global", "fused", "fused", "local", "local"]
+    assert len(said) == 1 and "9999" in said[0]
+
+
+@pytest.mark.parametrize("sigmas", [[], [1.0], [0.0, 1.0], [1.0, math.nan, 0.0], [math.inf, 0.0]])
+def test_unusable_lists_fall_back_to_flux(sigmas):
+    said = []
+    assert usable_sigmas(sigmas) is None
+    run = Run(PAPER, sigmas, say=said.append)
+    assert run.schedule == Run(PAPER).schedule and len(said) == 1
+
+
+def test_tensor_lists_are_read():
+    assert usable_sigmas(torch.tensor([1.0, 0.5, 0.0])) == (1.0, 0.5, 0.0)
