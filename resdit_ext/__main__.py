@@ -1,0 +1,122 @@
+"""`python -m resdit_ext`: the demo, the evaluation, the training and the doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .errors import ResDiTError
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    from .lab.demo import demo, print_report
+    from .lab.heap import keep_heap
+    from .lab.model import load_micro_flux
+
+    keep_heap()
+    report = demo(load_micro_flux(args.weights), args.prompt, args.scale, args.aspect, args.seed, args.out, args.preset)
+    print_report(report)
+    print(f"pictures: {args.out / 'comparison.png'}")
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2), encoding="utf8")
+    return 0
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    from .lab.demo import parse_aspect
+    from .lab.evaluate import TRUTH, evaluate, summary, table
+    from .lab.heap import keep_heap
+    from .lab.methods import METHODS
+    from .lab.model import load_micro_flux
+
+    keep_heap()
+    chosen = args.methods.split(",") if args.methods else [TRUTH, *METHODS]
+    if unknown := [name for name in chosen if name not in (TRUTH, *METHODS)]:
+        raise ResDiTError(f"methods has {unknown[0]!r}; choose from {', '.join((TRUTH, *METHODS))}")
+    scales = [float(scale) for scale in args.scales.split(",")]
+    aspects = [parse_aspect(aspect) for aspect in args.aspects.split(",")]
+    measured = evaluate(load_micro_flux(args.weights), scales, args.results, args.seeds, chosen, aspects)
+    cells = summary(measured)
+    print(table(cells))
+    if args.json:
+        args.json.write_text(json.dumps(cells, indent=2), encoding="utf8")
+    return 0
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from .lab.heap import keep_heap
+    from .lab.train import TrainConfig, train
+
+    keep_heap()
+    loss = train(args.out, TrainConfig(steps=args.steps, seed=args.seed))
+    print(f"loss of the last 100 steps: {loss:.4f}; weights: {args.out}")
+    return 0
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    report = examine(args.host)
+    print(report)
+    return 0 if report.usable else 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    from importlib.util import find_spec
+
+    weights = Path(__file__).parent / "lab" / "micro_flux.safetensors"
+    main = argparse.ArgumentParser(prog="python -m resdit_ext", description=__doc__)
+    commands = main.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="make base, plain and ResDiT pictures with the micro FLUX")
+    demo.add_argument("--scale", type=float, default=3, help="of the side, above 1 and up to 6 (default 3)")
+    demo.add_argument("--aspect", default="1:1", help="WIDTH:HEIGHT (default 1:1)")
+    demo.add_argument("--prompt", default="red disc on green ground")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--preset", default="Balanced", help="Balanced or Paper")
+    demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures (default out)")
+    demo.set_defaults(run=run_demo)
+
+    evaluate = commands.add_parser("evaluate", help="measure the ablation table on held-out seeds")
+    evaluate.add_argument("--seeds", type=int, help="per cell (default 32 at 2x, 16 above)")
+    evaluate.add_argument("--scales", default="2,3,4")
+    evaluate.add_argument("--aspects", default="1:1", help="WIDTH:HEIGHT, several by commas")
+    evaluate.add_argument("--methods", help="rows of the table by commas (default all)")
+    evaluate.add_argument("--results", type=Path, default=Path("out/evaluate.jsonl"), help="resumed from where it is")
+    evaluate.set_defaults(run=run_evaluate)
+
+    train = commands.add_parser("train", help="train the micro FLUX from scratch")
+    train.add_argument("--out", type=Path, default=Path("out/micro_flux.safetensors"))
+    train.add_argument("--steps", type=int, default=3600)
+    train.add_argument("--seed", type=int, default=0)
+    train.set_defaults(run=run_train)
+
+    doctor = commands.add_parser("doctor", help="say whether a WebUI has what the extension needs")
+    doctor.add_argument("host", nargs="?", type=Path, help="a WebUI's folder (default: the running environment)")
+    doctor.set_defaults(run=run_doctor)
+
+    for command in (demo, evaluate):
+        command.add_argument("--json", type=Path, help="write the figures here")
+        command.add_argument("--weights", type=Path, default=weights, help=argparse.SUPPRESS)
+    if find_spec("torch") is None:
+        main.error("torch is not installed; run: pip install -r requirements-dev.txt")
+    return main
+
+
+def main() -> int:
+    args = parser().parse_args()
+    try:
+        return args.run(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed; run: pip install -r requirements-dev.txt", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""What the lab compares: the paper's ablation, and the two named settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..config import BALANCED, PAPER, ResDiTConfig
+from ..geometry import Grid
+from .model import BASE_TOKENS
+
+_PAPER = replace(PAPER, base_tokens=BASE_TOKENS)
+_BALANCED = replace(BALANCED, base_tokens=BASE_TOKENS)
+
+#: The table's rows; None is the model as it is.
+METHODS: dict[str, ResDiTConfig | None] = {
+    "plain": None,
+    "PES only": replace(_PAPER, global_until=1.0, fused_until=1.0),
+    "Paper w/o PES": replace(_PAPER, pes=False),
+    "Paper w/o PIPE": replace(_PAPER, pipe=False),
+    "Paper w/o PSF": replace(_PAPER, fusion="mean"),
+    "Paper, no overlap": replace(_PAPER, overlap=False, splice="mean"),
+    "Paper, MOP only": replace(_PAPER, splice="mean"),
+    "Paper": _PAPER,
+    "Balanced": _BALANCED,
+}
+
+
+def scaled_grid(base: Grid, scale: float) -> Grid:
+    """`base` enlarged by `scale` per side, in whole tokens."""
+    return Grid(round(base.height * scale), round(base.width * scale))
+
+
+def grid_for(aspect: tuple[int, int], scale: float) -> Grid:
+    """The output grid of a width:height ratio whose area is scale^2 times the training area."""
+    unit = (BASE_TOKENS / (aspect[0] * aspect[1])) ** 0.5 * scale
+    return Grid(round(aspect[1] * unit), round(aspect[0] * unit))
