@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from .config import check_number
 from .errors import ResDiTError
 
 
@@ -35,7 +36,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
     chosen = args.methods.split(",") if args.methods else [TRUTH, *METHODS]
     if unknown := [name for name in chosen if name not in (TRUTH, *METHODS)]:
         raise ResDiTError(f"methods has {unknown[0]!r}; choose from {', '.join((TRUTH, *METHODS))}")
-    scales = [float(scale) for scale in args.scales.split(",")]
+    try:
+        scales = [float(scale) for scale in args.scales.split(",")]
+    except ValueError:
+        raise ResDiTError(f"scales is {args.scales!r}; write numbers with commas between, such as 2,3,4") from None
+    for scale in scales:
+        check_number("scales", scale, 1, 6)
+    if args.seeds is not None:
+        check_number("seeds", args.seeds, 1, 10000, whole=True)
     aspects = [parse_aspect(aspect) for aspect in args.aspects.split(",")]
     measured = evaluate(load_micro_flux(args.weights), scales, args.results, args.seeds, chosen, aspects)
     cells = summary(measured)
@@ -65,8 +73,6 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    from importlib.util import find_spec
-
     weights = Path(__file__).parent / "lab" / "micro_flux.safetensors"
     main = argparse.ArgumentParser(prog="python -m resdit_ext", description=__doc__)
     commands = main.add_subparsers(required=True, metavar="COMMAND")
@@ -101,8 +107,6 @@ def parser() -> argparse.ArgumentParser:
     for command in (demo, evaluate):
         command.add_argument("--json", type=Path, help="write the figures here")
         command.add_argument("--weights", type=Path, default=weights, help=argparse.SUPPRESS)
-    if find_spec("torch") is None:
-        main.error("torch is not installed; run: pip install -r requirements-dev.txt")
     return main
 
 

@@ -37,6 +37,8 @@ def refusal(model: object) -> str | None:
     axes = len(getattr(getattr(model, "pe_embedder", None), "axes_dim", ()))
     if axes != 3:
         return f"Flux.2 and its kin are not supported yet: {axes} position axes where FLUX.1 has 3"
+    if getattr(model, "txt_ids_dims", None):
+        return "a FLUX whose text has positions of its own is not supported yet"
     return None
 
 

@@ -37,8 +37,8 @@ class Measures:
         one: 1 where there is exactly one object.
         iou: overlap of the object's pixels with the best-fitting shape of the prompt.
         sky_error: share of the background on the wrong side of the best horizon.
-        tex_object: energy at the stripes' period, in the object.
-        tex_ground: energy at the checker's period, on the ground.
+        tex_object: energy at the stripes' period in any direction, in the object.
+        tex_ground: energy at the checker's period in any direction, on the ground.
         stripes: share of the stripes' energy in their main direction (1: all parallel, .5: no order).
         psd_hf: distance of the high band's log10 power from the true render's.
         seam: squared steps across patch borders over those across other token borders nearby.
@@ -125,19 +125,36 @@ def contrast(picture: np.ndarray) -> np.ndarray:
     return grey / np.maximum(ndimage.gaussian_filter(grey, CHECKER_PERIOD / 2, mode="nearest"), 0.05) - 1
 
 
-def energy_at(signal: np.ndarray, frequency: tuple[float, float]) -> np.ndarray:
-    """(H, W) local energy at a frequency in cycles/pixel (row, column): demodulate, then average nearby."""
+def in_band(signal: np.ndarray, frequency: float) -> np.ndarray:
+    """The part of a signal (H, W) within about a quarter octave of `frequency` cycles/pixel, in any direction."""
+    radius = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n) for n in signal.shape), indexing="ij"))
+    band = np.exp(-(np.log2(np.maximum(radius, 1e-6) / frequency) ** 2) / (2 * 0.25**2))
+    return np.fft.ifft2(band * np.fft.fft2(signal)).real
+
+
+def energy_along(signal: np.ndarray, frequency: tuple[float, float]) -> np.ndarray:
+    """(H, W) local energy of one wave, `frequency` in cycles/pixel (row, column): demodulate, then average nearby."""
     rows, cols = np.mgrid[0 : signal.shape[0], 0 : signal.shape[1]]
-    carrier = np.exp(-2j * np.pi * (frequency[0] * rows + frequency[1] * cols))
-    wave = signal * carrier
+    wave = signal * np.exp(-2j * np.pi * (frequency[0] * rows + frequency[1] * cols))
     smooth = [ndimage.gaussian_filter(part, 3.0, mode="nearest") for part in (wave.real, wave.imag)]
     return smooth[0] ** 2 + smooth[1] ** 2
 
 
-def texture(picture: np.ndarray, region: np.ndarray, frequency: float) -> tuple[float, float]:
-    """Mean energy in `region` along the two diagonals, `frequency` cycles/pixel per axis."""
-    signal = contrast(picture)
-    return tuple(float(energy_at(signal, (frequency, sign * frequency))[region].mean()) for sign in (1, -1))
+def texture(picture: np.ndarray, truth: np.ndarray, region: np.ndarray, frequency: float) -> float:
+    """Energy in `region` at a texture's frequency, in any direction, as a share of the true render's."""
+    if not region.any():
+        return 0.0
+    mine, its = ((in_band(contrast(image), frequency)[region] ** 2).mean() for image in (picture, truth))
+    return float(mine / its)
+
+
+def main_direction(picture: np.ndarray, region: np.ndarray) -> float:
+    """Share of the stripes' energy in the stronger of the two diagonals, mean over `region`'s whole (.5 to 1)."""
+    if not region.any():
+        return 0.5
+    step = 1 / (np.sqrt(2) * STRIPE_PERIOD)
+    along = [energy_along(contrast(picture), (step, sign * step))[region].mean() for sign in (1, -1)]
+    return float(max(along) / max(sum(along), 1e-12))
 
 
 def high_band(picture: np.ndarray) -> np.ndarray:
@@ -184,19 +201,15 @@ def measure(picture: np.ndarray, prompt: str, layout: Layout) -> Measures:
     below = np.zeros_like(template)
     below[min(height - 8, int(scene.horizon * height) + margin) :] = True
     below &= ~ndimage.binary_dilation(template, iterations=margin)
-    per_axis = 1 / (np.sqrt(2) * STRIPE_PERIOD)
-    stripes = sorted(texture(picture, inside, per_axis)) if iou > 0.3 and inside.any() else (0.0, 0.0)
-    on_ground = sum(texture(picture, below, 1 / CHECKER_PERIOD)) if below.any() else 0.0
-    true_object = sum(texture(truth, inside, per_axis)) if inside.any() else 1.0
-    true_ground = sum(texture(truth, below, 1 / CHECKER_PERIOD)) if below.any() else 1.0
+    seen = inside if iou > 0.3 else np.zeros_like(inside)  # without an object its texture counts as missing
     return Measures(
         ok=float(one and iou > OK_IOU and sky_error < OK_SKY_ERROR and sane),
         one=float(one),
         iou=iou,
         sky_error=sky_error,
-        tex_object=sum(stripes) / true_object,
-        tex_ground=on_ground / true_ground,
-        stripes=stripes[1] / sum(stripes) if sum(stripes) > 0 else 0.5,
+        tex_object=texture(picture, truth, seen, 1 / STRIPE_PERIOD),
+        tex_ground=texture(picture, truth, below, np.sqrt(2) / CHECKER_PERIOD),
+        stripes=main_direction(picture, seen),
         psd_hf=float(np.abs(high_band(picture) - high_band(truth)).mean()),
         seam=float(seam(picture, layout)),
     )

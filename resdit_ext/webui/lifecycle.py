@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import ResDiTError, Unsupported
 from ..families import identify
@@ -21,11 +21,11 @@ ATTRIBUTE = "_resdit"
 
 @dataclass
 class Generation:
-    """One picture order: the request, whether the model can take it, and the runs of its passes."""
+    """One order of pictures: the request, the size attributes it replaced, and the runs of its passes."""
 
     request: Request
-    runs: list[Run]
-    supported: bool = False
+    replaced: dict[str, int] = field(default_factory=dict)
+    runs: list[Run] = field(default_factory=list)
 
 
 def refuse(p: object, reason: object) -> None:
@@ -68,14 +68,16 @@ def before_process(p: object, *args: object) -> None:
     request = parse_request(args)
     if not request.enabled:
         return
-    setattr(p, ATTRIBUTE, Generation(request, []))
+    generation = Generation(request)
+    setattr(p, ATTRIBUTE, generation)
     size = output_size(request.values)
     if size is None:
         return
-    if getattr(p, "enable_hr", False):  # the size is that of the picture that is saved
-        p.hr_resize_x, p.hr_resize_y = size
-    else:
-        p.width, p.height = size
+    # With hires the size is that of the picture that is saved.
+    names = ("hr_resize_x", "hr_resize_y") if getattr(p, "enable_hr", False) else ("width", "height")
+    for name, side in zip(names, size, strict=True):
+        generation.replaced[name] = getattr(p, name)
+        setattr(p, name, side)
 
 
 def final_size(p: object) -> tuple[int, int]:
@@ -94,8 +96,12 @@ def process(p: object, *_: object) -> None:
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None:
         return
-    identify(diffusion_model(p))
-    generation.supported = True
+    try:
+        identify(diffusion_model(p))
+    except Unsupported:
+        for name, side in generation.replaced.items():  # the image is to be made as if we were off
+            setattr(p, name, side)
+        raise
     _, line = describe(generation.request, *final_size(p), p.steps)
     logger.info(line)
     p.comment(f"ResDiT {line}")
@@ -112,14 +118,20 @@ def run_sigmas(p: object, steps: int) -> object | None:
 def before_sampling(p: object, *_: object, **kwargs: object) -> None:
     """Attach to this pass's unet; at or below the base size leave it untouched. May be called twice."""
     generation = getattr(p, ATTRIBUTE, None)
-    if generation is None or not generation.supported:
+    if generation is None:
         return
     family = identify(diffusion_model(p))
     x = kwargs.get("x")
-    run = Run(generation.request.config, say=lambda message: (logger.warning(message), p.comment(f"ResDiT: {message}")))
+
+    def say(message: str) -> None:
+        logger.warning(message)
+        p.comment(f"ResDiT: {message}")
+
+    run = Run(generation.request.config, say=say)
     if x is not None and run.layout(family.grid(x)).is_base:
         return
-    steps = getattr(p, "hr_second_pass_steps", 0) or p.steps if getattr(p, "is_hr_pass", False) else p.steps
+    hires_steps = p.hr_second_pass_steps if getattr(p, "is_hr_pass", False) else 0
+    steps = hires_steps or p.steps
     run.set_sigmas(run_sigmas(p, steps), steps)
     p.sd_model.forge_objects.unet = attach(p.sd_model.forge_objects.unet, run)
     generation.runs.append(run)

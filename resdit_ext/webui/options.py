@@ -175,11 +175,12 @@ def values_from_args(args: tuple) -> dict[str, object]:
     preset = given.pop("preset", None)
     if unknown := [name for name in given if name not in BY_NAME]:
         raise ResDiTError(f"unknown field {unknown[0]!r}; the fields are {', '.join(BY_NAME)} and preset")
-    sides = {name for name in ("width", "height") if name in given}
+    sides = [name for name in ("width", "height") if name in given]
     if sides and "size" not in given:
         given["size"] = CUSTOM_SIZE
         if len(sides) == 1:
-            given |= {name: given[next(iter(sides))] for name in ("width", "height")}
+            side = BY_NAME[sides[0]].parse(given[sides[0]])  # here, so that an error names the side that was given
+            given |= {"width": side, "height": side}
     return DEFAULTS | (preset_values(preset) if preset is not None else {}) | given
 
 

@@ -110,7 +110,8 @@ class Accordion:
 
         def refresh(*values: object) -> str:
             host, options = values[: len(names)], values[len(names) :]
-            return status_html(HOST_DEFAULTS | dict(zip(names, host, strict=True)), options)
+            known = {name: value for name, value in zip(names, host, strict=True) if value}  # an emptied field is None
+            return status_html(HOST_DEFAULTS | known, options)
 
         for source in sources:
             source.change(

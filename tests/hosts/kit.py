@@ -1,0 +1,224 @@
+"""A tiny FLUX inside a real host: its own model class, patcher, predictor and sampling function, on a CPU.
+
+Used in a process of its own, one host per process: every host calls its package `backend`. Call `enter` first and
+import nothing of the host before it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+PACKAGES = {
+    "forge": ("packages_3rdparty", "repositories/huggingface_guess"),
+    "neo": ("modules_forge/packages",),
+    "ersatz": ("packages",),
+}
+CPU_FLAG = {"forge": "--always-cpu", "neo": "--cpu", "ersatz": "--always-cpu"}
+
+TINY = dict(
+    in_channels=16,
+    out_channels=16,
+    patch_size=2,
+    vec_in_dim=16,
+    context_in_dim=32,
+    hidden_size=64,
+    mlp_ratio=4.0,
+    num_heads=2,
+    depth=2,
+    depth_single_blocks=2,
+    axes_dim=[4, 14, 14],
+    theta=10000,
+    qkv_bias=True,
+    guidance_embed=True,
+)
+# ersatzForge's forward allocates scratch buffers of 24 heads x 128 and 15360 channels, written into its code.
+FULL_WIDTH = TINY | dict(hidden_size=3072, num_heads=24, axes_dim=[16, 56, 56], depth=1, depth_single_blocks=1)
+MICRO = TINY | dict(  # the lab's micro FLUX (resdit_ext.lab.model.FLUX_CONFIG) in the hosts' words
+    in_channels=12,
+    out_channels=12,
+    vec_in_dim=32,
+    context_in_dim=64,
+    hidden_size=128,
+    num_heads=4,
+    depth=2,
+    depth_single_blocks=4,
+    guidance_embed=False,
+)
+TEXT = 24  # text tokens of `conditioning`
+
+
+def enter(host: str, folder: str) -> None:
+    """Make the host in `folder` importable and set what its launcher or its model loader would have set."""
+    os.chdir(folder)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    sys.path.insert(0, folder)
+    sys.path.extend(os.path.join(folder, package) for package in PACKAGES[host])
+    sys.argv = ["webui.py", CPU_FLAG[host]]
+    from backend.args import dynamic_args
+    from modules import shared  # before its neighbours: they import each other in circles
+
+    if getattr(shared, "opts", None) is None:
+        from modules import options, shared_options
+
+        shared.opts = options.Options(shared_options.options_templates, shared_options.restricted_opts)
+    if host == "neo":
+        dynamic_args.ops = ""
+    else:
+        dynamic_args.setdefault("online_lora", False)
+
+
+def low_rank(model: nn.Module, limit: int = 1 << 20, rank: int = 8) -> None:
+    """Replace every linear layer of more than `limit` weights by two thin ones: the blocks' code stays as it is."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear) and child.in_features * child.out_features > limit:
+                thin = nn.Linear(child.in_features, rank, bias=False)
+                setattr(module, name, nn.Sequential(thin, nn.Linear(rank, child.out_features, child.bias is not None)))
+
+
+def construct(path: str, config: dict) -> nn.Module:
+    """The host's class `module:name` from the part of `config` that its constructor knows."""
+    module, name = path.split(":")
+    cls = getattr(importlib.import_module(module), name)
+    known = inspect.signature(cls).parameters
+    return cls(**{key: value for key, value in config.items() if key in known})
+
+
+def build_flux(host: str, seed: int = 0, **changes: object) -> nn.Module:
+    """The host's FLUX with random weights, outside its lazy-loading operations: plain torch layers.
+
+    Queries and keys get a gain, so that attention is far from uniform and an error in it shows in the output.
+    """
+    torch.manual_seed(seed)
+    path = "backend.nn.flux:IntegratedFluxTransformer2DModel"
+    if host == "ersatz":
+        with torch.device("meta"):  # never allocate the 531 million weights
+            model = construct(path, FULL_WIDTH | changes)
+            low_rank(model)
+        model = model.to_empty(device="cpu")
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    else:
+        model = construct(path, TINY | changes)
+    for name, parameter in model.named_parameters():
+        if "query_norm" in name or "key_norm" in name:
+            parameter.data.fill_(1.6)
+    return model
+
+
+def build_unet(host: str, model: nn.Module, dtype: torch.dtype = torch.float32) -> object:
+    """The host's UnetPatcher around its KModel and PredictionFlux, as its loader makes them."""
+    from backend.modules.k_prediction import PredictionFlux
+    from backend.patcher.unet import UnetPatcher
+
+    model = model.to(dtype).eval().requires_grad_(False)
+    model.storage_dtype = model.computation_dtype = dtype
+    model.load_device = model.initial_device = model.offload_device = torch.device("cpu")
+    config = SimpleNamespace(memory_usage_factor=3.1, sampling_settings={})  # only Neo reads them
+    predictor = PredictionFlux(config) if host == "neo" else PredictionFlux()
+    return UnetPatcher.from_model(model=model, diffusers_scheduler=None, config=config, k_predictor=predictor)
+
+
+def conditioning(batch: int, seed: int) -> dict[str, Tensor]:
+    """Random text as the hosts' text engines return it."""
+    generator = torch.Generator().manual_seed(seed)
+    return dict(
+        crossattn=torch.randn(batch, TEXT, TINY["context_in_dim"], generator=generator),
+        vector=torch.randn(batch, TINY["vec_in_dim"], generator=generator),
+        guidance=torch.full((batch,), 3.5),
+    )
+
+
+def latent(height: int, width: int, batch: int = 1, seed: int = 5) -> Tensor:
+    """Noise (batch, 16, height, width)."""
+    return torch.randn(batch, 16, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def predictions(
+    unet: object, x: Tensor, sigma: float, cfg: float = 1.0, cond: dict | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(result, cond, uncond) denoised latents from one call of the host's own sampling function."""
+    from backend.sampling.condition import compile_conditions
+    from backend.sampling.sampling_function import sampling_cleanup, sampling_function_inner, sampling_prepare
+
+    cond = compile_conditions(cond or conditioning(len(x), seed=1))
+    uncond = compile_conditions(conditioning(len(x), seed=2))
+    sampling_prepare(unet, x)
+    try:
+        return sampling_function_inner(
+            unet.model, x, torch.full((len(x),), sigma), uncond, cond, cfg, unet.model_options, 0, return_full=True
+        )
+    finally:
+        sampling_cleanup(unet)
+
+
+def denoise(unet: object, x: Tensor, sigma: float, cfg: float = 1.0, cond: dict | None = None) -> Tensor:
+    """The host's denoised latent."""
+    return predictions(unet, x, sigma, cfg, cond)[0]
+
+
+def velocity(unet: object, x: Tensor, sigma: float, cfg: float = 1.0, cond: dict | None = None) -> Tensor:
+    """What the network said: errors are measured on it, as `x` would hide them in the denoised latent."""
+    return (x - denoise(unet, x, sigma, cfg, cond)) / sigma
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    """Norm of the difference relative to the norm of `expected`."""
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+def bfl_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """diffusers' FLUX weights under the names and in the shapes of Black Forest Labs' code, which the hosts use."""
+    out = {}
+
+    def move(theirs: str, *ours: str) -> None:
+        """Join layers into one, along their outputs."""
+        for kind in ("weight", "bias"):
+            if f"{ours[0]}.{kind}" in state:
+                out[f"{theirs}.{kind}"] = torch.cat([state[f"{name}.{kind}"] for name in ours])
+
+    embedders = {"time_in": "timestep_embedder", "vector_in": "text_embedder", "guidance_in": "guidance_embedder"}
+    for theirs, ours in embedders.items():
+        move(f"{theirs}.in_layer", f"time_text_embed.{ours}.linear_1")
+        move(f"{theirs}.out_layer", f"time_text_embed.{ours}.linear_2")
+    move("img_in", "x_embedder")
+    move("txt_in", "context_embedder")
+    for i in range(1 + max(int(key.split(".")[1]) for key in state if key.startswith("transformer_blocks."))):
+        theirs, ours = f"double_blocks.{i}", f"transformer_blocks.{i}"
+        streams = {"img": ("norm1", "to_{}", "norm_{}", "to_out.0", "ff")}
+        streams["txt"] = ("norm1_context", "add_{}_proj", "norm_added_{}", "to_add_out", "ff_context")
+        for stream, (modulation, qkv, norm, out_layer, mlp) in streams.items():
+            move(f"{theirs}.{stream}_mod.lin", f"{ours}.{modulation}.linear")
+            move(f"{theirs}.{stream}_attn.qkv", *(f"{ours}.attn.{qkv.format(x)}" for x in "qkv"))
+            move(f"{theirs}.{stream}_attn.norm.query_norm", f"{ours}.attn.{norm.format('q')}")
+            move(f"{theirs}.{stream}_attn.norm.key_norm", f"{ours}.attn.{norm.format('k')}")
+            move(f"{theirs}.{stream}_attn.proj", f"{ours}.attn.{out_layer}")
+            move(f"{theirs}.{stream}_mlp.0", f"{ours}.{mlp}.net.0.proj")
+            move(f"{theirs}.{stream}_mlp.2", f"{ours}.{mlp}.net.2")
+    for i in range(1 + max(int(key.split(".")[1]) for key in state if key.startswith("single_transformer_blocks."))):
+        theirs, ours = f"single_blocks.{i}", f"single_transformer_blocks.{i}"
+        move(f"{theirs}.modulation.lin", f"{ours}.norm.linear")
+        move(f"{theirs}.linear1", *(f"{ours}.attn.to_{x}" for x in "qkv"), f"{ours}.proj_mlp")
+        move(f"{theirs}.linear2", f"{ours}.proj_out")
+        move(f"{theirs}.norm.query_norm", f"{ours}.attn.norm_q")
+        move(f"{theirs}.norm.key_norm", f"{ours}.attn.norm_k")
+    move("final_layer.linear", "proj_out")
+    for kind in ("weight", "bias"):  # diffusers keeps (scale, shift), BFL (shift, scale)
+        scale, shift = state[f"norm_out.linear.{kind}"].chunk(2)
+        out[f"final_layer.adaLN_modulation.1.{kind}"] = torch.cat((shift, scale))
+    return out
+
+
+def load_bfl(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load every weight, whatever the host calls the gain of its query and key norms (`scale` or `weight`)."""
+    scales = {key.replace("_norm.scale", "_norm.weight"): key for key in model.state_dict()}
+    model.load_state_dict({scales[key]: value for key, value in weights.items()})

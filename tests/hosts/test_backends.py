@@ -1,0 +1,81 @@
+"""The Forge-family adapter inside real checkouts of its hosts, each in a process of its own.
+
+Set FORGE_DIR, NEO_DIR and ERSATZ_DIR to checkouts, and FORGE_PYTHON, ... to Pythons that can import them (by default
+this one). A host that is not there is skipped.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from resdit_ext import ResDiTConfig, apply_resdit, remove_resdit
+from tests.hosts import checks_method, checks_state  # noqa: F401 (importing registers the checks)
+from tests.hosts.bench import CHECKS, PHASES
+
+HOSTS = {"forge": "Forge", "neo": "Forge Neo", "ersatz": "ersatzForge"}
+REPOSITORY = Path(__file__).parents[2]
+TIMEOUT = 1200  # seconds, for all checks of one host
+
+
+@pytest.fixture(scope="session")
+def diffusers_file(tmp_path_factory):
+    """Weights, inputs and diffusers' outputs of the micro FLUX, for `it_equals_diffusers`; None without diffusers."""
+    try:
+        from resdit_ext.lab.model import WEIGHTS, MicroFlux, load_micro_flux, pack, tokenize, unpack
+    except ImportError:
+        return None
+    torch.manual_seed(0)
+    model = load_micro_flux() if WEIGHTS.is_file() else MicroFlux().eval().requires_grad_(False)
+    side = 48  # tokens: three times the base size
+    pictures, words = torch.randn(1, 3, 4 * side, 4 * side), tokenize(["red disc on green ground"])
+    crossattn, vector = model.encode(words)
+    data = {f"weights/{name}": value for name, value in model.transformer.state_dict().items()}
+    data |= {"latent": F.pixel_unshuffle(pictures, 2), "crossattn": crossattn, "vector": vector}
+    for kind in ("plain", "resdit"):
+        if kind == "resdit":
+            apply_resdit(model.transformer, ResDiTConfig(base_tokens=256, fused_until=0.57))
+        for phase, sigma in PHASES.items():
+            with torch.inference_mode():
+                tokens = model(pack(pictures), torch.full((1,), sigma), words, side)
+            data[f"{kind}/{phase}"] = F.pixel_unshuffle(unpack(tokens, side), 2).clone()
+    remove_resdit(model.transformer)
+    path = tmp_path_factory.mktemp("diffusers") / "micro.safetensors"
+    save_file({name: value.contiguous() for name, value in data.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session", params=HOSTS)
+def report(request, diffusers_file, tmp_path_factory):
+    """What the checks found in one host: {check: {"ok", "detail", ...}}."""
+    host, prefix = request.param, request.param.upper()
+    folder = os.environ.get(f"{prefix}_DIR")
+    if not folder:
+        pytest.skip(f"{prefix}_DIR is not set: point it at a checkout of {HOSTS[host]}")
+    out = tmp_path_factory.mktemp(host) / "report.json"
+    command = [os.environ.get(f"{prefix}_PYTHON", sys.executable), "-m", "tests.hosts.checks"]
+    command += [host, Path(folder).resolve(), out, *([diffusers_file] if diffusers_file else [])]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, timeout=TIMEOUT, capture_output=True, text=True, check=False
+        )
+    except subprocess.TimeoutExpired:
+        done = None
+    if not out.is_file():
+        pytest.fail(f"{HOSTS[host]} did not start:\n{done.stderr[-3000:] if done else 'timeout'}")
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_host(report, name):
+    result = report.get(name, {"ok": False, "detail": "not reached: see the check before it"})
+    if result.get("skipped"):
+        pytest.skip(result["detail"])
+    assert result["ok"], result["detail"]

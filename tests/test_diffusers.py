@@ -1,0 +1,228 @@
+"""The diffusers adapter on diffusers' own FLUX, tiny and with random weights."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers.models.transformers import transformer_flux
+
+from resdit_ext import ResDiTConfig, ResDiTError, Unsupported, apply_resdit, remove_resdit
+from resdit_ext.hosts.diffusers import grid_of
+from tests import reference
+
+TEXT, BASE = 5, ResDiTConfig(base_tokens=16)
+AXES = (4, 6, 6)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(1)
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=sum(AXES),
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=8,
+        guidance_embeds=False,
+        axes_dims_rope=AXES,
+    ).eval()
+
+
+def ids(height, width, dtype=torch.float32):
+    grid = torch.zeros(height, width, 3, dtype=dtype)
+    grid[..., 1] += torch.arange(height, dtype=dtype)[:, None]
+    grid[..., 2] += torch.arange(width, dtype=dtype)
+    return grid.reshape(-1, 3)
+
+
+def inputs(height, width, sigma=0.9, batch=1):
+    generator = torch.Generator().manual_seed(3)
+    return dict(
+        hidden_states=torch.randn(batch, height * width, 64, generator=generator),
+        encoder_hidden_states=torch.randn(batch, TEXT, 12, generator=generator),
+        pooled_projections=torch.randn(batch, 8, generator=generator),
+        timestep=torch.full((batch,), sigma),
+        img_ids=ids(height, width),
+        txt_ids=torch.zeros(TEXT, 3),
+        return_dict=False,
+    )
+
+
+@torch.inference_mode()
+def run(model, *args, **kwargs):
+    return model(**inputs(*args, **kwargs))[0]
+
+
+@pytest.mark.parametrize("size", [(4, 4), (2, 8), (1, 3)])
+def test_at_or_below_the_base_size_it_is_bit_identical(model, size):
+    plain = run(model, *size)
+    made = apply_resdit(model, BASE)
+    assert torch.equal(run(model, *size), plain)
+    assert made.calls == {"base": 1}
+
+
+@pytest.mark.parametrize("sigma", [0.99, 0.8, 0.1])
+def test_above_it_the_method_runs_and_leaves_nothing_behind(model, sigma):
+    functions = transformer_flux.apply_rotary_emb, transformer_flux.dispatch_attention_fn
+    plain = run(model, 12, 12, sigma)
+    apply_resdit(model, ResDiTConfig(base_tokens=16, fused_until=0.57))
+    assert not torch.allclose(run(model, 12, 12, sigma), plain, atol=1e-3)
+    assert (transformer_flux.apply_rotary_emb, transformer_flux.dispatch_attention_fn) == functions
+    remove_resdit(model)
+    assert "forward" not in vars(model) and not hasattr(model, "_resdit")
+    assert torch.equal(run(model, 12, 12, sigma), plain)
+
+
+def test_native_positions_in_one_global_branch_are_the_plain_model(model):
+    plain = run(model, 7, 11)
+    apply_resdit(model, ResDiTConfig(base_tokens=16, pes=False, global_until=1, attention_scale="off"))
+    assert torch.allclose(run(model, 7, 11), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sigma", "phase"), [(0.99, "global"), (0.8, "fused"), (0.1, "local")])
+@pytest.mark.parametrize("size", [(12, 12), (6, 14)])
+def test_each_attention_is_the_methods(model, monkeypatch, sigma, phase, size):
+    """q, k, v of the first block, taken before rotation, through the numpy reference."""
+    seen = {}
+
+    def spy(q, k, v, plan, at, attend):
+        out = original(q, k, v, plan, at, attend)
+        seen.setdefault("call", (q, k, v, plan, at, out))
+        return out
+
+    from resdit_ext.hosts import diffusers as adapter
+
+    original = adapter.resdit_attention
+    monkeypatch.setattr(adapter, "resdit_attention", spy)
+    apply_resdit(model, ResDiTConfig(base_tokens=16, fused_until=0.57))
+    run(model, *size, sigma)
+    q, k, v, plan, at, out = seen["call"]
+    assert at.value == phase
+    base = plan.layout.base
+    expected = reference.resdit(
+        *(x[0].double().numpy() for x in (q, k, v)),
+        TEXT,
+        size,
+        (base.height, base.width),
+        phase,
+        axes_dim=AXES,
+        theta=10000,
+        scale=np.log(TEXT + size[0] * size[1]) / np.log(TEXT + base.tokens),
+        cutoff=0.1,
+        sigma=0.25,
+    )
+    assert np.abs(out[0].double().numpy() - expected).max() < 1e-5
+
+
+def test_batch_equals_one_by_one(model):
+    apply_resdit(model, BASE)
+    both = run(model, 9, 9, 0.8, batch=2)
+    data = inputs(9, 9, 0.8, batch=2)
+    with torch.inference_mode():
+        for i in range(2):
+            one = {k: x[i : i + 1] if k.endswith(("states", "projections", "timestep")) else x for k, x in data.items()}
+            assert torch.allclose(model(**one)[0][0], both[i], atol=1e-5)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
+def test_a_fault_in_a_block_leaves_nothing_patched(model, fault):
+    functions = transformer_flux.apply_rotary_emb, transformer_flux.dispatch_attention_fn
+    apply_resdit(model, BASE)
+
+    def break_down(*_):
+        raise fault("out of memory")
+
+    hook = model.single_transformer_blocks[0].register_forward_hook(break_down)
+    with pytest.raises(fault):
+        run(model, 9, 9)
+    hook.remove()
+    assert (transformer_flux.apply_rotary_emb, transformer_flux.dispatch_attention_fn) == functions
+
+
+def test_the_attention_backend_of_the_user_is_called(model):
+    from diffusers.models.attention_dispatch import attention_backend
+
+    apply_resdit(model, BASE)
+    usual = run(model, 9, 9, 0.8)
+    with attention_backend("_native_math"):
+        assert torch.allclose(run(model, 9, 9, 0.8), usual, atol=1e-5)
+
+
+def test_applying_again_replaces_and_removing_twice_is_harmless(model):
+    plain = run(model, 9, 9)
+    first = apply_resdit(model, BASE)
+    second = apply_resdit(model, BASE)
+    run(model, 9, 9)
+    assert not first.calls and second.calls["global"] == 1
+    remove_resdit(model)
+    remove_resdit(model)
+    assert torch.equal(run(model, 9, 9), plain)
+
+
+def test_a_forward_wrapped_since_is_not_overwritten(model):
+    apply_resdit(model, BASE)
+    wrapped = model.forward
+    model.forward = lambda *args, **kwargs: wrapped(*args, **kwargs)
+    with pytest.raises(ResDiTError, match="wrapped again after apply_resdit"):
+        remove_resdit(model)
+
+
+@pytest.mark.parametrize("height", [128, 192])
+def test_the_pipeline_end_to_end(model, height):
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=model,
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def generate():
+        return pipe(
+            prompt_embeds=torch.ones(1, TEXT, 12),
+            pooled_prompt_embeds=torch.ones(1, 8),
+            height=height,
+            width=96,
+            num_inference_steps=7,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+        ).images
+
+    plain = generate()
+    made = apply_resdit(pipe, ResDiTConfig(base_tokens=16, fused_until=0.57))
+    changed = generate()
+    assert made.calls["global"] == 2 and made.calls["fused"] == 2 and made.calls["local"] == 3
+    assert torch.isfinite(changed).all() and not torch.allclose(changed, plain, atol=1e-2)
+    remove_resdit(pipe)
+    assert torch.equal(generate(), plain)
+
+
+def test_references_are_made_as_if_off_with_the_reason(model, caplog):
+    data = inputs(6, 6)
+    data["img_ids"] = torch.cat((ids(6, 3), ids(6, 3) + torch.tensor([1.0, 0, 0])))
+    with torch.inference_mode():
+        plain = model(**data)[0]
+        apply_resdit(model, BASE)
+        assert torch.equal(model(**data)[0], plain)
+    assert "reference images (Kontext) are not supported" in caplog.text
+
+
+def test_grids_are_read_where_bfloat16_ids_collide():
+    grid = grid_of(ids(400, 300, torch.bfloat16), 400 * 300)
+    assert (grid.height, grid.width) == (400, 300)
+    assert grid_of(ids(1, 9), 9).width == 9
+    with pytest.raises(Unsupported, match="30 image tokens are not a grid"):
+        grid_of(ids(4, 8)[:30], 30)
+
+
+def test_refusals():
+    with pytest.raises(Unsupported, match="Linear is not a FluxTransformer2DModel"):
+        apply_resdit(torch.nn.Linear(2, 2))
+    with pytest.raises(ResDiTError, match="pass a ResDiTConfig"):
+        apply_resdit(torch.nn.Linear(2, 2), {"cutoff": 0.2})

@@ -1,0 +1,200 @@
+"""The Forge adapter and the FLUX family, on fakes of the host's shapes (the real ones are in tests/hosts)."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from resdit_ext import ResDiTConfig, Unsupported
+from resdit_ext.families import flux as family_module
+from resdit_ext.families import identify
+from resdit_ext.hosts.forge import attach
+from resdit_ext.run import Run
+from tests import fakes, reference
+
+BASE = ResDiTConfig(base_tokens=16, fused_until=0.57)
+SIGMAS = [1 - i / 7 for i in range(8)]
+
+
+@pytest.fixture
+def unet():
+    torch.manual_seed(2)
+    return fakes.FakePatcher(fakes.FakeFlux())
+
+
+def latent(height, width, batch=1):
+    return torch.randn(batch, fakes.CHANNELS, height, width, generator=torch.Generator().manual_seed(4))
+
+
+def attached(unet, config=BASE, sigmas=SIGMAS):
+    said = []
+    run = Run(config, sigmas, say=said.append)
+    return attach(unet, run), run, said
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 16), (7, 8)])
+def test_base_size_is_bit_identical(unet, size):
+    patched, run, _ = attached(unet)
+    assert torch.equal(patched.sample(latent(*size), 0.9), unet.sample(latent(*size), 0.9))
+    assert run.calls == {"base": 1}
+
+
+@pytest.mark.parametrize(("sigma", "phase"), [(0.95, "global"), (0.6, "fused"), (0.2, "local")])
+@pytest.mark.parametrize("size", [(24, 24), (12, 30), (23, 17)])
+def test_above_it_every_block_runs_the_phase(unet, sigma, phase, size):
+    patched, run, said = attached(unet)
+    out = patched.sample(latent(*size, batch=2), sigma)
+    assert out.shape == (2, fakes.CHANNELS, *size) and torch.isfinite(out).all()
+    assert not torch.allclose(out, unet.sample(latent(*size, batch=2), sigma), atol=1e-3)
+    assert run.calls == {phase: 1, "blocks": 3} and not said
+
+
+def test_native_positions_in_one_global_branch_are_the_plain_model(unet):
+    patched, *_ = attached(unet, ResDiTConfig(base_tokens=16, pes=False, global_until=1, attention_scale="off"))
+    assert torch.allclose(patched.sample(latent(21, 26), 0.9), unet.sample(latent(21, 26), 0.9), atol=1e-5)
+
+
+def test_the_block_attention_is_the_methods(unet, monkeypatch):
+    seen = []
+    original = family_module.resdit_attention
+    monkeypatch.setattr(
+        family_module, "resdit_attention", lambda *args: seen.append((args, original(*args))) or seen[-1][1]
+    )
+    patched, *_ = attached(unet)
+    patched.sample(latent(14, 22), 0.6)
+    (q, k, v, plan, _, _), out = seen[0]
+    base = plan.layout.base
+    expected = reference.resdit(
+        *(x[0].double().numpy() for x in (q, k, v)),
+        3,
+        (7, 11),
+        (base.height, base.width),
+        "fused",
+        axes_dim=fakes.AXES,
+        theta=10000,
+        scale=np.log(3 + 77) / np.log(3 + base.tokens),
+        cutoff=0.1,
+        sigma=0.25,
+    )
+    assert np.abs(out[0].double().numpy() - expected).max() < 1e-5
+
+
+def test_the_hosts_extra_arguments_reach_its_attention(unet, monkeypatch):
+    seen = []
+
+    def spying(q, k, v, pe, mask=None, transformer_options=None):
+        seen.append(transformer_options)
+        return plain(q, k, v, pe)
+
+    plain = fakes.attention
+    monkeypatch.setattr(fakes, "attention", spying)
+    forward = fakes.Block.forward
+
+    def with_options(self, x, pe):
+        q, k, v = self.qkv(x).unflatten(-1, (3, fakes.HEADS, -1)).permute(2, 0, 3, 1, 4)
+        return x + fakes.attention(q, k, v, pe=pe, mask=None, transformer_options={"block": 1})
+
+    monkeypatch.setattr(fakes.Block, "forward", with_options)
+    attached(unet)[0].sample(latent(24, 24), 0.2)
+    assert seen and all(options == {"block": 1} for options in seen)
+    assert forward is not with_options
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
+def test_a_fault_leaves_nothing_patched_and_a_b_a_is_identical(unet, fault):
+    x, plain_attention = latent(24, 24), fakes.attention
+    before = unet.sample(x, 0.6)
+    patched, *_ = attached(unet)
+
+    def break_down(*_):
+        assert fakes.attention is not plain_attention
+        raise fault
+
+    hook = unet.model.diffusion_model.single_blocks[0].register_forward_hook(break_down)
+    with pytest.raises(fault):
+        patched.sample(x, 0.6)
+    hook.remove()
+    assert fakes.attention is plain_attention
+    patched.sample(x, 0.6)
+    assert fakes.attention is plain_attention
+    assert torch.equal(unet.sample(x, 0.6), before) and "model_function_wrapper" not in unet.model_options
+
+
+def test_another_wrapper_stays_outside_and_sees_tiles_patched(unet):
+    """MultiDiffusion calls the model on tiles from its own wrapper: each tile must be laid out for itself."""
+    sizes = []
+
+    def tiles(apply_model, args):
+        left, right = args["input"][..., :8], args["input"][..., 8:]
+        sizes.extend((left.shape[-1], right.shape[-1]))
+        return torch.cat([apply_model(x, args["timestep"], **args["c"]) for x in (left, right)], -1)
+
+    unet.set_model_unet_function_wrapper(tiles)
+    patched, run, _ = attached(unet)
+    out = patched.sample(latent(8, 32), 0.6)
+    assert out.shape[-1] == 32 and sizes == [8, 24]
+    assert run.calls == {"base": 1, "fused": 1, "blocks": 3}
+
+
+def test_attaching_twice_replaces_and_cloning_keeps_the_run(unet):
+    once, first, _ = attached(unet)
+    twice, second, _ = attached(once)
+    twice.clone().sample(latent(24, 24), 0.6)
+    assert not first.calls and second.calls == {"fused": 1, "blocks": 3}
+
+
+def test_reference_tokens_and_masks_are_made_as_if_off(unet, monkeypatch):
+    patched, run, said = attached(unet)
+    x = latent(24, 24)
+    forward = fakes.FakeFlux.forward
+    monkeypatch.setattr(fakes.FakeFlux, "forward", lambda self, x, c: forward(self, torch.cat((x, x), -1), c)[..., :24])
+    assert torch.equal(patched.sample(x, 0.6), unet.sample(x, 0.6))
+    assert said == ["not active: 144 tokens of a reference image (Kontext) are not supported"]
+    assert run.calls["blocks"] == 0
+
+
+def test_the_memory_estimate_grows_with_the_picture_and_follows_the_last_run(unet):
+    name = "memory_peak_estimation_modifier"
+    patched, *_ = attached(unet)
+    estimate = patched.model_options[name]
+    assert estimate([2, 16, 512, 512]) > estimate([2, 16, 384, 384]) > 0
+    assert estimate([1, 16, 512, 512]) == estimate([2, 16, 512, 512]) < estimate([4, 16, 512, 512])
+    again, *_ = attached(patched, ResDiTConfig(base_tokens=16, chunk_mb=1024))
+    assert again.model_options[name]([2, 16, 512, 512]) == estimate([2, 16, 512, 512]) + 512 * 2**20
+    unet.set_memory_peak_estimation_modifier(theirs := lambda shape: 1)
+    assert attached(unet)[0].model_options[name] is theirs
+
+
+def model_like(name="stranger", attention=None, **attributes):
+    """A module with FLUX's blocks, defined in a module of its own."""
+    module = types.ModuleType(name)
+    module.Block = type("Block", (nn.Module,), {"__module__": name})
+    if attention is not None:
+        module.attention = attention
+    sys.modules[name] = module
+    model = fakes.FakeFlux()
+    model.double_blocks = nn.ModuleList([module.Block()])
+    model.single_blocks = nn.ModuleList([module.Block()])
+    for key, value in attributes.items():
+        setattr(model, key, value)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Linear(2, 2), r"Linear is not a model of a supported family \(FLUX.1\)"),
+        (model_like(distilled_guidance_layer=nn.Identity()), "Chroma is not supported yet"),
+        (fakes.FakeFlux(axes_dim=(4, 4, 4, 4)), "4 position axes where FLUX.1 has 3"),
+        (model_like(txt_ids_dims=[3]), "text has positions of its own"),
+        (model_like(), "stranger has no function `attention`"),
+        (model_like("odd", lambda x, context, pe: x), r"odd.attention does not begin with \(q, k, v, pe\)"),
+        (model_like("mixed", single_blocks=nn.ModuleList([fakes.Block()])), "come from 2 modules"),
+    ],
+)
+def test_refusals_name_what_is_missing(model, reason):
+    with pytest.raises(Unsupported, match=reason):
+        identify(model)

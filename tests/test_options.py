@@ -1,0 +1,235 @@
+"""The option table, and its way through API, infotext and back."""
+
+import asyncio
+import dataclasses
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdit_ext import BALANCED, PAPER, ResDiTError, __version__
+from resdit_ext.webui import api, infotext
+from resdit_ext.webui.options import (
+    BY_NAME,
+    DEFAULTS,
+    OPTIONS,
+    output_size,
+    parse_request,
+    preset_values,
+    values_from_args,
+)
+from resdit_ext.webui.status import describe
+
+# The positional order is a public contract: a new option may only be appended.
+CONTRACT = [
+    "enabled", "size", "ratio", "portrait", "width", "height", "global_until", "fused_until", "cutoff",
+    "cutoff_unit", "attention_scale", "base_size", "base_shape", "splice_sigma", "chunk_mb",
+]  # fmt: skip
+
+
+def values_of(option):
+    """Any valid value of one option."""
+    if option.kind == "bool":
+        return st.booleans()
+    if option.kind == "choice":
+        return st.sampled_from(option.choices)
+    if option.whole:
+        return st.integers(int(option.low), int(option.high))
+    numbers = st.floats(option.low, option.high).map(lambda x: round(x, 4))
+    return st.one_of(st.sampled_from(option.choices), numbers) if option.kind == "scale" else numbers
+
+
+requests = (
+    st.fixed_dictionaries({option.name: values_of(option) for option in OPTIONS})
+    .map(lambda values: values | {"enabled": True, "fused_until": max(values["global_until"], values["fused_until"])})
+)  # fmt: skip
+
+
+def test_the_positional_order_is_kept():
+    assert [option.name for option in OPTIONS][: len(CONTRACT)] == CONTRACT
+
+
+def test_the_defaults_are_the_balanced_setting():
+    request = parse_request((True,))
+    assert request.config == BALANCED
+    assert output_size(request.values) == (3072, 3072)
+    assert parse_request(({"preset": "Paper"},)).config == PAPER
+
+
+@given(requests)
+def test_positional_and_dict_arguments_agree(values):
+    positional = parse_request(tuple(values[name] for name in CONTRACT))
+    assert positional == parse_request((values,))
+    assert dataclasses.asdict(positional.config)["cutoff"] == values["cutoff"]
+
+
+@given(requests)
+def test_infotext_round_trip(values):
+    """What is written, read as the host reads it, sets every component that has an effect to where it was."""
+    request = parse_request((values,))
+    host_pattern = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+    written = ", ".join(f"{key}: {value}" for key, value in infotext.parameters(request).items())
+    read = dict(host_pattern.findall(written))
+    assert read["ResDiT"] == __version__
+    restored = {option.name: infotext.restore(option)(read) for option in OPTIONS}
+    again = parse_request((restored,))
+    assert again.config == request.config and output_size(again.values) == output_size(request.values)
+
+
+def test_only_what_differs_is_written():
+    assert infotext.parameters(parse_request((True,))) == {"ResDiT": __version__}
+    written = infotext.parameters(parse_request(({"size": "4K", "ratio": "2:1", "width": 512 + 16},)))
+    assert written == {"ResDiT": __version__, "ResDiT output size": "4K", "ResDiT aspect ratio": "2:1"}
+
+
+def test_pasting_an_image_without_it_switches_it_off_and_leaves_the_rest():
+    foreign = {"Steps": "20", "Size": "1024x1024"}
+    restored = {option.name: infotext.restore(option)(foreign) for option in OPTIONS}
+    assert restored.pop("enabled") is False
+    assert set(restored.values()) == {None}
+
+
+@pytest.mark.parametrize("text", ["twelve", "", "99", "nan"])
+def test_a_damaged_value_pastes_as_the_default(text):
+    option = BY_NAME["cutoff"]
+    assert infotext.restore(option)({"ResDiT": "0.1.0", infotext.key_of(option): text}) == option.default
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (({"wdth": 3072},), "unknown field 'wdth'; the fields are enabled, size"),
+        (({"width": "wide"},), "width is 'wide'; it must be a whole number from 256 to 8192"),
+        (({"width": 3072.5},), "width is 3072.5"),
+        (({"height": 16384},), "height is 16384"),
+        (({"size": "5K"},), "size is '5K'; choose one of 'WebUI', '2K'"),
+        (({"enabled": "yes"},), "enabled is 'yes'; it must be true or false"),
+        (({"preset": "Best"},), "preset is 'Best'; choose one of 'Balanced', 'Paper'"),
+        (({"attention_scale": "cube"},), "attention_scale is 'cube'; it must be one of 'off', 'sqrt-log', 'log' or"),
+        (({"attention_scale": True},), "attention_scale is True"),
+        (({"cutoff": None},), "cutoff is None"),
+        (({"global_until": 0.6, "fused_until": 0.3},), "fused_until is 0.3, below global_until 0.6"),
+        ((True, "3K", "7:3"), "ratio is '7:3'"),
+        ((1,), "enabled is 1"),
+    ],
+)
+def test_a_bad_field_is_named(args, message):
+    with pytest.raises(ResDiTError) as error:
+        parse_request(args)
+    assert str(error.value).startswith(message)
+
+
+def test_what_is_switched_off_is_not_looked_at():
+    assert not parse_request(()).enabled
+    assert not parse_request((False, "nonsense")).enabled
+
+
+def test_dict_forms():
+    assert output_size(parse_request(({"width": 3072},)).values) == (3072, 3072)
+    assert output_size(parse_request(({"width": 3000, "height": 2000},)).values) == (3008, 2000)
+    assert output_size(parse_request(({"size": "4K", "ratio": "16:9", "portrait": True},)).values) == (2304, 4096)
+    assert parse_request(({"enabled": False, "size": "5K"},)).enabled is False
+    assert parse_request(({"preset": "Paper", "cutoff": 0.3},)).config.cutoff == 0.3
+    assert values_from_args(({},)) == DEFAULTS | {"enabled": True}
+
+
+@given(requests)
+def test_sizes_are_multiples_of_16_and_keep_the_ratio(values):
+    size = output_size(values)
+    if size is None:
+        assert values["size"] == "WebUI"
+        return
+    assert all(side % 16 == 0 and side >= 16 for side in size)
+    if values["size"] != "Custom":
+        a, b = map(int, values["ratio"].split(":"))
+        assert max(size) / min(size) == pytest.approx(a / b, rel=0.01)
+        assert (size[1] > size[0]) == (values["portrait"] and a != b)
+
+
+def test_presets_fill_only_what_they_mean():
+    assert preset_values("Paper")["fused_until"] == 0.57
+    assert "size" not in preset_values("Paper") and "base_size" not in preset_values("Paper")
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "active", "expected"),
+    [
+        ({}, (3072, 3072), True, "scale 3.00, 4x4 patches of 1024x1024, steps: 10 global, 25 fused of 35"),
+        (
+            {"preset": "Paper"},
+            (4096, 2048),
+            True,
+            "3x3 patches of 1440x720, steps: 10 global, 10 fused, 15 local of 35",
+        ),
+        ({}, (1024, 1024), False, "1024x1024 is not above the base size"),
+        ({}, (5120, 5120), True, "beyond 4x nothing was measured"),
+        ({"enabled": False}, (3072, 3072), False, "switched off"),
+    ],
+)
+def test_the_status_line(options, size, active, expected):
+    got, line = describe(parse_request((options,)), *size, 35)
+    assert got is active and expected in line
+
+
+def request_through_the_middleware(body, path="/sdapi/v1/txt2img"):
+    """(status, body) of a POST whose application answers 200 with the body it has read."""
+
+    async def application(scope, receive, send):
+        read = b""
+        while (message := await receive()).get("body") or message.get("more_body"):
+            read += message["body"]
+            if not message.get("more_body"):
+                break
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": read})
+
+    half = len(body) // 2
+    incoming = iter([(body[:half], True), (body[half:], False)])
+    sent = []
+
+    async def receive():
+        part, more = next(incoming)
+        return {"type": "http.request", "body": part, "more_body": more}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path}
+    asyncio.run(api.Validation(application)(scope, receive, send))
+    return sent[0]["status"], sent[1]["body"]
+
+
+def payload(*args, title="ResDiT High-Res"):
+    return json.dumps({"prompt": "a", "alwayson_scripts": {title: {"args": list(args)}}}).encode()
+
+
+@pytest.mark.parametrize("title", ["ResDiT High-Res", "resdit high-res"])
+def test_the_api_answers_bad_options_with_422_and_the_field(title):
+    status, body = request_through_the_middleware(payload({"widht": 3}, title=title))
+    assert status == 422 and "unknown field 'widht'" in json.loads(body)["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        payload({"width": 3072}),
+        payload(True, "3K"),
+        payload(),
+        payload({"nonsense": 1}, title="Another Script"),
+        b'{"prompt": "a"}',
+        b"not json at all",
+        b"[1, 2]",
+        b'{"alwayson_scripts": {"ResDiT High-Res": null}}',
+        b'{"alwayson_scripts": 7}',
+    ],
+)
+def test_everything_else_reaches_the_host_unchanged(body):
+    assert request_through_the_middleware(body) == (200, body)
+
+
+def test_args_that_are_no_list_are_refused():
+    body = json.dumps({"alwayson_scripts": {"ResDiT High-Res": {"args": {"width": 3072}}}}).encode()
+    status, answer = request_through_the_middleware(body)
+    assert status == 422 and "must be a list" in json.loads(answer)["detail"]
