@@ -1,6 +1,6 @@
 """Peak activation memory of a host's full-width FLUX, plain and with the method, from its allocations alone.
 
-    python -m tests.hosts.memory HOST FOLDER        (HOST is forge, neo or ersatz; with a Python that can import the host)
+    python -m tests.hosts.memory HOST FOLDER    (forge, neo or ersatz; with a Python that can import the host)
 
 Everything runs on fake tensors, which have shapes and no data: one double and one single block at full width, bf16,
 with PyTorch's attention. The unit is one hidden vector (3072 x 2 bytes) per token, so that sizes can be compared.
