@@ -9,13 +9,13 @@ class ResDiT {
         this.checkbox = gradioApp().querySelector(`#${tab}_resdit-checkbox input`);
         if (!this.accordion || !this.status) return;
         new MutationObserver(() => this.#show()).observe(this.status, { childList: true, subtree: true });
-        this.checkbox?.addEventListener("change", () => this.#show());
+        ["change", "input"].forEach((event) => this.checkbox?.addEventListener(event, () => this.#show()));
         this.#show();
     }
 
     #show() {
         const title = this.accordion.querySelector(".label-wrap > span");
-        const size = this.status.querySelector("[data-size]")?.dataset.size ?? "";
+        const size = (this.checkbox?.checked && this.status.querySelector("[data-size]")?.dataset.size) || "";
         if (title) title.dataset.resdit = size.replace("x", "\u00d7");
     }
 }

@@ -54,4 +54,5 @@ class ResDiTHighRes(scripts.Script):
         lifecycle.postprocess(p, processed)
 
 
+lifecycle.log_to_console()
 script_callbacks.on_app_started(lambda _, app: api.add_validation(app))

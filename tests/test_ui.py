@@ -61,7 +61,7 @@ def test_swap_turns_the_frame(page):
 
 def test_the_status_follows_our_options_and_the_hosts(page):
     _, blocks, accordion = page
-    event = functions_of(blocks, accordion.by_name["ratio"])[-1]
+    (event,) = functions_of(blocks, accordion.by_name["ratio"])  # a second handler would race with it
     options = [c.value for c in accordion.components]
     assert "3072x3072, scale 3.00, 4x4 patches" in event.fn(512, 512, 20, *options)
     options[1] = "WebUI"

@@ -18,8 +18,8 @@ METHODS: dict[str, ResDiTConfig | None] = {
     "Paper w/o PES": replace(_PAPER, pes=False),
     "Paper w/o PIPE": replace(_PAPER, pipe=False),
     "Paper w/o PSF": replace(_PAPER, fusion="mean"),
-    "Paper, no overlap": replace(_PAPER, overlap=False, splice="mean"),
-    "Paper, MOP only": replace(_PAPER, splice="mean"),
+    "Paper w/o MOP and GWS": replace(_PAPER, overlap=False, splice="mean"),
+    "Paper w/o GWS": replace(_PAPER, splice="mean"),
     "Paper": _PAPER,
     "Balanced": _BALANCED,
 }

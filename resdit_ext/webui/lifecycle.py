@@ -19,6 +19,16 @@ logger = logging.getLogger("ResDiT")
 ATTRIBUTE = "_resdit"
 
 
+def log_to_console() -> None:
+    """Show our messages, by name, in the host's console: the hosts set up no logging of their own by default."""
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[ResDiT] %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
 @dataclass
 class Generation:
     """One order of pictures: the request, the size attributes it replaced, and the runs of its passes."""

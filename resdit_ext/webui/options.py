@@ -80,7 +80,7 @@ OPTIONS = (
         advanced=False,
     ),
     Option("ratio", "Aspect ratio", "choice", "1:1", "Of 2K, 3K and 4K", choices=tuple(RATIOS), advanced=False),
-    Option("portrait", "Portrait", "bool", False, "Taller than wide", advanced=False),
+    Option("portrait", "Portrait", "bool", False, advanced=False),
     Option(
         "width", "Custom width", "number", 3072, "Pixels", low=256, high=MAX_SIDE, step=PIXELS_PER_TOKEN, advanced=False
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import gradio as gr
 
@@ -69,13 +69,13 @@ class Accordion:
         enabled = OPTIONS[0]
         with input_accordion(enabled.default, label=enabled.label, elem_id=self.prefix) as by_name[enabled.name]:
             by_name[enabled.name].do_not_save_to_config = True
-            with gr.Row():
+            with gr.Row(elem_classes="resdit-row"):
                 add("size")
+                swap = tool_button("\u21c5", elem_id=f"{self.prefix}_swap", tooltip="Swap width and height")
             with gr.Row(elem_classes="resdit-row") as self.ratio_row:
                 add("ratio", "portrait")
             with gr.Row(elem_classes="resdit-row", visible=False) as self.custom_row:
                 add("width", "height")
-            swap = tool_button("\u21c5", elem_id=f"{self.prefix}_swap", tooltip="Swap width and height")
             self.status = gr.HTML(status_html(HOST_DEFAULTS, ()), elem_id=f"{self.prefix}_status")
             with gr.Accordion("Advanced", open=False, elem_id=f"{self.prefix}_advanced"):
                 with gr.Row():
@@ -83,7 +83,6 @@ class Accordion:
                 add(*(option.name for option in OPTIONS if option.advanced))
         self.by_name = by_name
         self.components = [by_name[option.name] for option in OPTIONS]
-        self._host: dict[str, gr.components.Component] = {}
 
         quiet = dict(queue=False, show_progress=False)
         by_name["size"].change(
@@ -102,27 +101,24 @@ class Accordion:
                 outputs=[by_name[option] for option in values],
                 **quiet,
             )
-        self._bind_status(self.components)
 
-    def _bind_status(self, sources: Iterable[gr.components.Component]) -> None:
-        """Refresh the status line whenever one of `sources` changes."""
-        names = list(self._host)
+    def follow(self, host: dict[str, gr.components.Component]) -> None:
+        """Refresh the status line whenever an option or the host's `width`, `height` or `steps` changes; call once.
+
+        A second handler for the same component would race with the first.
+        """
+        names = list(host)
 
         def refresh(*values: object) -> str:
-            host, options = values[: len(names)], values[len(names) :]
-            known = {name: value for name, value in zip(names, host, strict=True) if value}  # an emptied field is None
+            given, options = values[: len(names)], values[len(names) :]
+            known = {name: value for name, value in zip(names, given, strict=True) if value}  # an emptied field is None
             return status_html(HOST_DEFAULTS | known, options)
 
-        for source in sources:
+        for source in (*host.values(), *self.components):
             source.change(
                 refresh,
-                inputs=[*self._host.values(), *self.components],
+                inputs=[*host.values(), *self.components],
                 outputs=self.status,
                 queue=False,
                 show_progress=False,
             )
-
-    def follow(self, host: dict[str, gr.components.Component]) -> None:
-        """Let the status line follow the host's own `width`, `height` and `steps` as well."""
-        self._host = host
-        self._bind_status([*host.values(), *self.components])
