@@ -169,17 +169,6 @@ def samplers_meet_the_right_phases(bench: Bench) -> str:
 
 
 @check
-def a_list_of_noise_levels_in_the_options_wins(bench: Bench) -> str:
-    """Neo hands the whole list with every call; an even list has 0.86 among its first steps, FLUX's own does not."""
-    unet, run = bench.attached()
-    unet.model_options.setdefault("transformer_options", {})["sampling_sigmas"] = torch.linspace(1, 0, STEPS + 1)
-    kit.denoise(unet, kit.latent(*SIZE), 0.86)
-    kit.denoise(unet, kit.latent(*SIZE), 0.6)
-    same(dict(run.calls), {"global": 1, "fused": 1, "blocks": 2 * bench.blocks}, "calls")
-    return "0.86 is global, 0.6 fused"
-
-
-@check
 def odd_noise_levels_are_survived(bench: Bench) -> str:
     """Forge's default pair of sampler and schedule starts FLUX at 9999."""
     said = []
