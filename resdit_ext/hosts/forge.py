@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..families import identify
+from ..families.flux import Flux
 from ..run import Run
 
 WRAPPER = "model_function_wrapper"
@@ -21,17 +22,15 @@ PEAK_VECTORS = 30
 LONGEST_TEXT = 512
 
 
-def peak_memory(unet: object, run: Run) -> Callable[[list[int]], float]:
+def peak_memory(model: object, family: Flux, run: Run) -> Callable[[list[int]], float]:
     """The function Forge asks how many bytes a latent of shape (2 B, C, H, W) needs beside the weights.
 
     Forge's own estimate for FLUX grows to 22 GB at 4096x4096 and would push most of the model off the card. It asks
     for conditional and unconditional calls together but runs them one by one where memory is short, so the least
     that is needed is B (ersatzForge asks for one image).
     """
-    model = unet.model
 
     def estimate(shape: list[int]) -> float:
-        family = identify(model.diffusion_model)
         tokens = family.grid(torch.empty(shape, device="meta")).tokens + LONGEST_TEXT
         vector = model.diffusion_model.hidden_size * model.computation_dtype.itemsize
         return max(1, shape[0] / 2) * tokens * PEAK_VECTORS * vector + run.config.chunk_mb * 2**20
@@ -72,5 +71,5 @@ def attach(unet: object, run: Run) -> object:
     clone.set_model_unet_function_wrapper(wrapper)
     theirs = clone.model_options.get(MEMORY)
     if hasattr(clone, "set_memory_peak_estimation_modifier") and (theirs is None or hasattr(theirs, "resdit")):
-        clone.set_memory_peak_estimation_modifier(peak_memory(clone, run))
+        clone.set_memory_peak_estimation_modifier(peak_memory(clone.model, family, run))
     return clone

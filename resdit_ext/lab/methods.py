@@ -25,11 +25,6 @@ METHODS: dict[str, ResDiTConfig | None] = {
 }
 
 
-def scaled_grid(base: Grid, scale: float) -> Grid:
-    """`base` enlarged by `scale` per side, in whole tokens."""
-    return Grid(round(base.height * scale), round(base.width * scale))
-
-
 def grid_for(aspect: tuple[int, int], scale: float) -> Grid:
     """The output grid of a width:height ratio whose area is scale^2 times the training area."""
     unit = (BASE_TOKENS / (aspect[0] * aspect[1])) ** 0.5 * scale
