@@ -14,10 +14,11 @@ from .errors import ResDiTError
 def run_demo(args: argparse.Namespace) -> int:
     from .lab.demo import demo, print_report
     from .lab.heap import keep_heap
-    from .lab.model import load_micro_flux
+    from .lab.model import load_micro
 
     keep_heap()
-    report = demo(load_micro_flux(args.weights), args.prompt, args.scale, args.aspect, args.seed, args.out, args.preset)
+    model = load_micro(args.model, args.weights)
+    report = demo(model, args.prompt, args.scale, args.aspect, args.seed, args.out, args.preset)
     print_report(report)
     print(f"pictures: {args.out / 'comparison.png'}")
     if args.json:
@@ -30,7 +31,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from .lab.evaluate import TRUTH, evaluate, summary, table
     from .lab.heap import keep_heap
     from .lab.methods import METHODS
-    from .lab.model import load_micro_flux
+    from .lab.model import load_micro
 
     keep_heap()
     chosen = args.methods.split(",") if args.methods else [TRUTH, *METHODS]
@@ -45,7 +46,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if args.seeds is not None:
         check_number("seeds", args.seeds, 1, 10000, whole=True)
     aspects = [parse_aspect(aspect) for aspect in args.aspects.split(",")]
-    measured = evaluate(load_micro_flux(args.weights), scales, args.results, args.seeds, chosen, aspects)
+    model = load_micro(args.model, args.weights)
+    results = args.results or Path(f"out/evaluate_{args.model}.jsonl")
+    measured = evaluate(model, scales, results, args.seeds, chosen, aspects)
     cells = summary(measured)
     print(table(cells))
     if args.json:
@@ -55,11 +58,15 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 def run_train(args: argparse.Namespace) -> int:
     from .lab.heap import keep_heap
+    from .lab.model import MODELS
     from .lab.train import TrainConfig, train
 
     keep_heap()
-    loss = train(args.out, TrainConfig(steps=args.steps, seed=args.seed))
-    print(f"loss of the last 100 steps: {loss:.4f}; weights: {args.out}")
+    steps = MODELS[args.model].training_steps if args.steps is None else args.steps
+    check_number("steps", steps, 1, 1_000_000, whole=True)
+    out = args.out or Path(f"out/micro_{args.model}.safetensors")
+    loss = train(out, TrainConfig(steps, args.model, seed=args.seed))
+    print(f"loss of the last 100 steps: {loss:.4f}; weights: {out}")
     return 0
 
 
@@ -73,11 +80,10 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    weights = Path(__file__).parent / "lab" / "micro_flux.safetensors"
     main = argparse.ArgumentParser(prog="python -m resdit_ext", description=__doc__)
     commands = main.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="make base, plain and ResDiT pictures with the micro FLUX")
+    demo = commands.add_parser("demo", help="make base, plain and ResDiT pictures with a micro model")
     demo.add_argument("--scale", type=float, default=3, help="of the side, above 1 and up to 6 (default 3)")
     demo.add_argument("--aspect", default="1:1", help="WIDTH:HEIGHT (default 1:1)")
     demo.add_argument("--prompt", default="red disc on green ground")
@@ -91,12 +97,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--scales", default="2,3,4")
     evaluate.add_argument("--aspects", default="1:1", help="WIDTH:HEIGHT, several by commas")
     evaluate.add_argument("--methods", help="rows of the table by commas (default all)")
-    evaluate.add_argument("--results", type=Path, default=Path("out/evaluate.jsonl"), help="resumed from where it is")
+    evaluate.add_argument("--results", type=Path, help="resumed from where it is (default out/evaluate_MODEL.jsonl)")
     evaluate.set_defaults(run=run_evaluate)
 
-    train = commands.add_parser("train", help="train the micro FLUX from scratch")
-    train.add_argument("--out", type=Path, default=Path("out/micro_flux.safetensors"))
-    train.add_argument("--steps", type=int, default=3600)
+    train = commands.add_parser("train", help="train a micro model from scratch")
+    train.add_argument("--out", type=Path, help="default out/micro_MODEL.safetensors")
+    train.add_argument("--steps", type=int, help="default: as the shipped weights, 3600 (flux) or 4800 (sd3)")
     train.add_argument("--seed", type=int, default=0)
     train.set_defaults(run=run_train)
 
@@ -106,7 +112,9 @@ def parser() -> argparse.ArgumentParser:
 
     for command in (demo, evaluate):
         command.add_argument("--json", type=Path, help="write the figures here")
-        command.add_argument("--weights", type=Path, default=weights, help=argparse.SUPPRESS)
+        command.add_argument("--weights", type=Path, help="default: the shipped ones")
+    for command in (demo, evaluate, train):
+        command.add_argument("--model", choices=("flux", "sd3"), default="flux", help="micro model (default flux)")
     return main
 
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from .config import ResDiTConfig
 from .geometry import Layout
+from .joining import Joiner
 from .positions import grid_positions, patch_indices
 from .schedule import Phase
-from .spectral import fuse, lowpass_matrix
-from .splice import splice_into, splice_weights
 
 Attend = Callable[[Tensor, Tensor, Tensor, object], Tensor]
 Embed = Callable[[Tensor], object]
@@ -45,9 +44,7 @@ class Plan:
         )
         # Text precedes the image in every sequence, so a patch's sequence is one gather.
         self.gather = torch.cat((torch.arange(text).expand(len(indices), text), indices + text), 1).to(device)
-        self.weights = splice_weights(layout, config.splice_sigma if config.splice == "gaussian" else None).to(device)
-        self.lowpass_rows = lowpass_matrix(base.height, config.cutoff_cycles).float().to(device)
-        self.lowpass_cols = lowpass_matrix(base.width, config.cutoff_cycles).float().to(device)
+        self.joiner = Joiner(layout, config, device)
         self.logit_scale = config.logit_scale(text + grid.tokens, text + base.tokens)
 
     def patches_at_once(self, q: Tensor) -> int:
@@ -73,12 +70,11 @@ def local_attention(
     text rows are the global branch's; without it they are the mean over the patches.
     """
     B, T = q.shape[0], plan.text
-    grid, base, starts = plan.layout.grid, plan.layout.base, plan.layout.patches
+    base, count = plan.layout.base, len(plan.layout.patches)
     chunk = plan.patches_at_once(q)
     canvas = text_sum = None
-    for first in range(0, len(starts), chunk):
-        part = slice(first, first + chunk)
-        index = plan.gather[part]
+    for first in range(0, count, chunk):
+        index = plan.gather[first : first + chunk]
         n = len(index)
         # (B, heads, n, l, D) -> (n * B, heads, l, D)
         gathered = [x[:, :, index].movedim(2, 0).flatten(0, 1) for x in (q, k, v)]
@@ -86,19 +82,16 @@ def local_attention(
         del gathered
         out = out.unflatten(0, (n, B))
         image = out[:, :, T:].unflatten(2, (base.height, base.width))
-        if canvas is None:  # float32, so that up to four weighted patches add up without losing bits
-            canvas = out.new_zeros(B, grid.height, grid.width, out.shape[-1], dtype=torch.float32)
+        if canvas is None:
+            canvas = plan.joiner.canvas(B, out.shape[-1])
             text_sum = out.new_zeros(B, T, out.shape[-1], dtype=torch.float32)
         if global_out is None:
             text_sum += out[:, :, :T].float().sum(0)
         else:
             window = global_out[:, index[:, T:]].movedim(1, 0).unflatten(2, (base.height, base.width))
-            if plan.config.fusion == "mean":
-                image = (image + window) / 2
-            else:
-                image = fuse(window, image, plan.lowpass_rows.to(image.dtype), plan.lowpass_cols.to(image.dtype))
-        splice_into(canvas, image.float(), plan.weights[part], starts[part])
-    text = text_sum / len(starts) if global_out is None else global_out[:, :T].float()
+            image = plan.joiner.fuse(window, image)
+        plan.joiner.splice(canvas, image, first)
+    text = text_sum / count if global_out is None else global_out[:, :T].float()
     return torch.cat((text, canvas.flatten(1, 2)), 1).to(q.dtype)
 
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import ResDiTError
-from .hosts.diffusers import NEEDED
+from .hosts.diffusers.flux import NEEDED
 
 PACKAGES = {"torch": (2, 3), "numpy": (1, 26), "safetensors": (0, 4), "einops": (0, 4, 1)}
 
@@ -71,8 +71,8 @@ def examine_host(host: Path) -> Report:
     """The hook points of a WebUI checkout and the models they serve."""
     report, name = Report(), host_name(host)
     report.note(f"{name} in {host}")
-    if name in ("A1111", "reForge"):
-        report.say(False, f"{name} cannot run FLUX", "use Forge, Forge Neo or ersatzForge")
+    if name == "reForge":
+        report.say(False, "reForge can load neither FLUX nor SD3", "use Forge, Forge Neo, ersatzForge or (SD3) A1111")
         return report
     scripts = functions(host / "modules" / "scripts.py")
     for hook in ("before_process", "process", "process_before_every_sampling", "postprocess", "after_component"):
@@ -80,6 +80,36 @@ def examine_host(host: Path) -> Report:
     components = functions(host / "modules" / "ui_components.py")
     for needed in ("InputAccordion", "ToolButton"):
         report.say(needed in components, f"modules/ui_components.py: {needed}", "update the WebUI")
+    examine = examine_a1111 if name == "A1111" else examine_forge
+    examine(host, report)
+    return report
+
+
+def examine_sd3(source: Path, where: str, report: Report) -> bool:
+    """Whether a host has SD3, and what of it the extension needs."""
+    mmdit = functions(source)
+    if not mmdit:
+        return False
+    cropped = any(name.endswith(".cropped_pos_embed") for name in mmdit)
+    report.say(cropped, f"{where}: cropped_pos_embed(hw)", "update the WebUI")
+    report.say("ln_q" in source.read_text(encoding="utf8"), f"{where}: ln_q", "update the WebUI")
+    return True
+
+
+def examine_a1111(host: Path, report: Report) -> None:
+    """A1111's hook points: the denoiser that a sampler makes, and SD3-medium."""
+    folder = host / "modules" / "models" / "sd3"
+    if not examine_sd3(folder / "mmdit.py", "modules/models/sd3/mmdit.py", report):
+        report.say(False, "this A1111 has no SD3, the only model that the extension supports there", "update to 1.10")
+        return
+    needed, sd3 = "SD3Inferencer.create_denoiser", functions(folder / "sd3_model.py")
+    report.say(needed in sd3, f"modules/models/sd3/sd3_model.py: {needed}", "update the WebUI")
+    report.note("models: SD3-medium")
+    report.note("not in this WebUI: SD3.5, FLUX.1 (use Forge, Forge Neo or ersatzForge)")
+
+
+def examine_forge(host: Path, report: Report) -> None:
+    """The hook points of Forge and its forks: the patcher, and the families they have."""
     patcher: set[str] = set()
     for file in ("base", "unet"):
         patcher |= {name.rpartition(".")[2] for name in functions(host / "backend" / "patcher" / f"{file}.py")}
@@ -92,8 +122,11 @@ def examine_host(host: Path) -> Report:
         attention[:4] == ["q", "k", "v", "pe"], "backend/nn/flux.py: attention(q, k, v, pe, ...)", "update the WebUI"
     )
     report.note("models: FLUX.1 dev, schnell, Krea, Fill, Depth, Canny; with LoRA; GGUF, NF4, fp8")
-    report.note("not yet: SD3, Flux.2, Chroma, Kontext references, Nunchaku")
-    return report
+    if examine_sd3(host / "backend" / "nn" / "mmditx.py", "backend/nn/mmditx.py", report):
+        report.note("models: SD3-medium, SD3.5-large, SD3.5-medium")
+    else:
+        report.note("not in this WebUI: SD3")
+    report.note("not yet: Flux.2, Chroma, Kontext references, Nunchaku")
 
 
 def installed(package: str) -> tuple[int, ...] | None:

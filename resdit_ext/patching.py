@@ -1,9 +1,11 @@
-"""Scoped replacement of attributes: the only way this package changes anything it does not own."""
+"""Scoped changes: the only way this package touches anything it does not own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
 
 _ABSENT = object()
 
@@ -25,3 +27,17 @@ def swapped(owner: object, **attributes: object) -> Iterator[None]:
                 setattr(owner, name, value)
             elif name in vars(owner):
                 delattr(owner, name)
+
+
+@contextmanager
+def scaled_outputs(modules: Iterable[nn.Module], factor: float) -> Iterator[None]:
+    """Multiply what the modules return by a factor for the duration of the block."""
+
+    def scale(_: nn.Module, __: tuple, out: Tensor) -> Tensor:
+        return out * factor
+
+    with ExitStack() as handles:
+        if factor != 1:
+            for module in modules:
+                handles.enter_context(module.register_forward_hook(scale))
+        yield

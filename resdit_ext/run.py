@@ -1,20 +1,19 @@
-"""One generation: its parameters, its noise levels, its cached plans, and what happened in it."""
+"""One generation: its parameters, its noise levels, what it made for its sizes, and what happened in it."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
-import torch
-
-from .attention import Embed, Plan
 from .config import ResDiTConfig
 from .geometry import Grid, Layout, make_layout
 from .schedule import Phase, make_schedule, shifted_sigmas, usable_sigmas
 
 logger = logging.getLogger("ResDiT")
-PLANS_KEPT = 4
+KEPT = 4
+Made = TypeVar("Made")
 
 
 class Run:
@@ -37,7 +36,7 @@ class Run:
         self.config = config
         self.calls: Counter[str] = Counter()
         self._say, self._said = say, set()
-        self._plans: dict[tuple, Plan] = {}
+        self._made: dict[Hashable, object] = {}
         self.set_sigmas(sigmas, steps)
 
     def set_sigmas(self, sigmas: Sequence[float] | None, steps: int = 35) -> None:
@@ -72,11 +71,11 @@ class Run:
         self.calls[phase.value] += 1
         return phase
 
-    def plan(self, layout: Layout, text: int, embed: Embed, device: torch.device) -> Plan:
-        """The plan for this grid and text length, made at its first use; the oldest of four is dropped."""
-        key = (layout, text, str(device))
-        if key not in self._plans:
-            if len(self._plans) >= PLANS_KEPT:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = Plan(layout, self.config, text, embed, device)
-        return self._plans[key]
+    def cached(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` returned when the key was first used; the oldest of four is dropped."""
+        if key not in self._made:
+            made = make()  # may itself ask for something cached
+            if len(self._made) >= KEPT:
+                self._made.pop(next(iter(self._made)))
+            self._made[key] = made
+        return self._made[key]

@@ -119,3 +119,71 @@ class FakeProcessing:
 
     def comment(self, text):
         self.comments[text] = 1
+
+
+class FakeDenoiser(nn.Module):
+    """A1111's SD3Denoiser: made by every sampler, it calls the model with `cond`."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = [model]  # not a submodule: the denoiser goes, the model stays
+
+    def forward(self, x, sigma, cond):
+        return x - sigma[:, None, None, None] * self.inner[0](x, cond["crossattn"])
+
+
+class TinySD3(nn.Module):
+    """SD3 of the hosts' shapes: a table added once, joint blocks whose queries pass `ln_q` last."""
+
+    def __init__(self, side=24):
+        super().__init__()
+        self.pos_embed_max_size = side
+        self.inlet, self.outlet = nn.Linear(4 * CHANNELS, WIDTH), nn.Linear(WIDTH, 4 * CHANNELS)
+        angle = torch.arange(side)[:, None] / 3 * 10000.0 ** (-torch.arange(WIDTH // 4) / (WIDTH // 4))
+        axis = torch.cat((angle.sin(), angle.cos()), -1)
+        table = torch.cat((axis[None].expand(side, side, -1), axis[:, None].expand(side, side, -1)), -1)
+        self.register_buffer("pos_embed", table.reshape(1, side * side, WIDTH))
+        self.joint_blocks = nn.ModuleList([JointBlock(), JointBlock()])
+
+    def cropped_pos_embed(self, hw):
+        h, w = (n // 2 for n in hw)
+        top, left = ((self.pos_embed_max_size - n) // 2 for n in (h, w))
+        assert top >= 0 and left >= 0
+        table = self.pos_embed.unflatten(1, (self.pos_embed_max_size, -1))
+        return table[:, top : top + h, left : left + w].flatten(1, 2)
+
+    def forward(self, x, context):
+        h, w = x.shape[-2:]
+        tokens = self.inlet(F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)) + self.cropped_pos_embed((h, w))
+        for block in self.joint_blocks:
+            context, tokens = block(context, tokens)
+        return F.pixel_shuffle(self.outlet(tokens).transpose(1, 2).unflatten(2, (h // 2, w // 2)), 2)
+
+
+class JointAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.ln_q = nn.Linear(WIDTH, 3 * WIDTH), nn.Identity()
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        return self.ln_q(q), k, v
+
+
+class Side(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = JointAttention()
+
+
+class JointBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.context_block, self.x_block = Side(), Side()
+
+    def forward(self, context, x):
+        text = context.shape[1]
+        both = zip(self.context_block.attn(context), self.x_block.attn(x), strict=True)
+        q, k, v = (torch.cat(pair, 2) for pair in both)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return context + out[:, :text], x + out[:, text:]

@@ -88,3 +88,53 @@ def resdit(q, k, v, text, grid, base, phase, *, axes_dim, theta, scale, cutoff, 
         patches.append(fuse(window, x_l, cutoff) if phase == "fused" else x_l)
     image = splice(patches, grid, base, corners, sigma).reshape(H * W, -1)
     return np.concatenate([x_g[:T] if phase == "fused" else np.mean(texts, 0), image])
+
+
+def sincos_table(rows, cols, channels, step=1.0):
+    """(H, W, C) added positions at indices rows and cols: the column's sines and cosines, then the row's."""
+
+    def axis(index):
+        frequency = 10000.0 ** (-np.arange(channels // 4) / (channels // 4))
+        angle = np.asarray(index, dtype=np.float64)[:, None] * step * frequency
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+    across, down = axis(cols), axis(rows)
+    return np.array([[np.concatenate([c, d]) for c in across] for d in down])
+
+
+def whole_index(size, length, patch):
+    """Table indices of scaled positions along an axis: the centred crop of the patch's length, i / s from its first."""
+    return (size - patch) // 2 + np.arange(length) * patch / length
+
+
+def patch_index(size, length, patch, first, anchor=0.5):
+    """Table indices of a patch: spaced by one, its centre between the base crop's and where scaled positions put it."""
+    own = (size - patch) // 2 + np.arange(patch)
+    scaled_centre = (size - patch) // 2 + (first + (patch - 1) / 2) * patch / length
+    return own + anchor * (scaled_centre - own.mean())
+
+
+def to_tokens(latent):
+    """(C, 2H, 2W) -> (H, W, 4C), channels first within a token."""
+    C, rows, cols = latent.shape
+    out = np.zeros((rows // 2, cols // 2, 4 * C))
+    for y in range(rows):
+        for x in range(cols):
+            for c in range(C):
+                out[y // 2, x // 2, 4 * c + 2 * (y % 2) + x % 2] = latent[c, y, x]
+    return out
+
+
+def resdit_by_patches(latent, grid, base, phase, predict_global, predict_patch, *, cutoff, sigma):
+    """The method around whole predictions of one latent (C, 2H, 2W); returns (H, W, 4C)."""
+    (H, W), (h, w) = grid, base
+    x_g = None if phase == "local" else to_tokens(predict_global(latent))
+    if phase == "global":
+        return x_g
+    corners = [(top, left) for top in starts(H, h) for left in starts(W, w)]
+    patches = []
+    for top, left in corners:
+        part = latent[:, 2 * top : 2 * (top + h), 2 * left : 2 * (left + w)]
+        x_l = to_tokens(predict_patch(part, top, left))
+        patches.append(x_l if x_g is None else fuse(x_g[top : top + h, left : left + w], x_l, cutoff))
+    return splice(patches, grid, base, corners, sigma)

@@ -7,7 +7,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from diffusers.models.transformers import transformer_flux
 
 from resdit_ext import ResDiTConfig, ResDiTError, Unsupported, apply_resdit, remove_resdit
-from resdit_ext.hosts.diffusers import grid_of
+from resdit_ext.hosts.diffusers.flux import grid_of
 from tests import reference
 
 TEXT, BASE = 5, ResDiTConfig(base_tokens=16)
@@ -93,7 +93,7 @@ def test_each_attention_is_the_methods(model, monkeypatch, sigma, phase, size):
         seen.setdefault("call", (q, k, v, plan, at, out))
         return out
 
-    from resdit_ext.hosts import diffusers as adapter
+    from resdit_ext.hosts.diffusers import flux as adapter
 
     original = adapter.resdit_attention
     monkeypatch.setattr(adapter, "resdit_attention", spy)
@@ -222,7 +222,7 @@ def test_grids_are_read_where_bfloat16_ids_collide():
 
 
 def test_refusals():
-    with pytest.raises(Unsupported, match="Linear is not a FluxTransformer2DModel"):
+    with pytest.raises(Unsupported, match="Linear is not one of FluxTransformer2DModel, SD3Transformer2DModel"):
         apply_resdit(torch.nn.Linear(2, 2))
     with pytest.raises(ResDiTError, match="pass a ResDiTConfig"):
         apply_resdit(torch.nn.Linear(2, 2), {"cutoff": 0.2})

@@ -16,6 +16,16 @@ FLUX = {
 }
 
 
+MMDIT = "class MMDiT:\n    def cropped_pos_embed(self, hw): self.ln_q"
+SD3_MODEL = "class SD3Inferencer:\n    def create_denoiser(self): pass"
+
+
+def write(root, files):
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
 def checkout(root, flux):
     files = {
         "modules/scripts.py": HOOKS,
@@ -24,10 +34,9 @@ def checkout(root, flux):
         "backend/nn/flux.py": flux,
         "backend/patcher/base.py": "class ModelPatcher:\n    def set_model_unet_function_wrapper(self, f): pass",
         "backend/patcher/unet.py": "class UnetPatcher:\n    def clone(self): pass",
+        "backend/nn/mmditx.py": MMDIT,
     }
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
+    write(root, files)
     return root
 
 
@@ -49,6 +58,7 @@ def test_forge_and_its_forks_are_usable(tmp_path, name):
             "class Script: pass",
             "NO  modules/scripts.py: Script.before_process -> update the WebUI",
         ),
+        ("backend/nn/mmditx.py", "class MMDiTX: pass", "NO  backend/nn/mmditx.py: cropped_pos_embed(hw)"),
         ("backend/patcher/base.py", "", "NO  backend/patcher: set_model_unet_function_wrapper"),
     ],
 )
@@ -59,13 +69,25 @@ def test_a_missing_hook_point_is_named(tmp_path, file, text, line):
     assert not report.usable and line in str(report) and str(report).endswith("\nnot usable")
 
 
+def test_a_host_without_sd3_says_so_and_is_usable(tmp_path):
+    host = checkout(tmp_path, FLUX["Forge Neo"])
+    assert "models: SD3-medium, SD3.5-large, SD3.5-medium" in str(examine(host))
+    (host / "backend/nn/mmditx.py").unlink()
+    assert "not in this WebUI: SD3" in str(examine(host)) and examine(host).usable
+
+
 def test_hosts_without_flux_are_told_apart(tmp_path):
     host = checkout(tmp_path, FLUX["Forge"])
     (host / "backend").rename(host / "ldm_patched")
     assert host_name(host) == "reForge" and not examine(host).usable
     (host / "modules_forge" / "__init__.py").unlink()
     (host / "modules_forge").rmdir()
-    assert host_name(host) == "A1111" and "A1111 cannot run FLUX" in str(examine(host))
+    report = examine(host)
+    assert host_name(host) == "A1111" and not report.usable and "this A1111 has no SD3" in str(report)
+    write(host, {"modules/models/sd3/mmdit.py": MMDIT, "modules/models/sd3/sd3_model.py": SD3_MODEL})
+    assert examine(host).usable and "models: SD3-medium\n" in str(examine(host))
+    write(host, {"modules/models/sd3/sd3_model.py": ""})
+    assert "NO  modules/models/sd3/sd3_model.py: SD3Inferencer.create_denoiser" in str(examine(host))
     with pytest.raises(ResDiTError, match="is no WebUI"):
         examine(tmp_path / "modules")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from resdit_ext import __version__
+from resdit_ext.hosts import forge
 from resdit_ext.webui import lifecycle
 from tests.fakes import CHANNELS, FakeFlux, FakeProcessing
 
@@ -117,7 +118,7 @@ def test_an_unsupported_model_or_host_is_refused_aloud():
     p = FakeProcessing(sd_model=SimpleNamespace())
     lifecycle.before_process(p, SMALL)
     lifecycle.process(p)
-    assert "FLUX needs Forge" in p.extra_generation_params["ResDiT not active"]
+    assert "this WebUI is not supported" in p.extra_generation_params["ResDiT not active"]
 
 
 def test_an_internal_error_is_logged_told_and_the_image_goes_on(model, monkeypatch, caplog):
@@ -125,7 +126,7 @@ def test_an_internal_error_is_logged_told_and_the_image_goes_on(model, monkeypat
         raise KeyError("surprise")
 
     expected, _ = generate(FakeProcessing(model, width=768, height=768), {"enabled": False})
-    monkeypatch.setattr(lifecycle, "attach", broken)
+    monkeypatch.setattr(forge, "attach_to", broken)
     p = FakeProcessing(model)
     out, _ = generate(p, SMALL)
     assert torch.equal(out, expected)

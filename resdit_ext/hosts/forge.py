@@ -10,33 +10,37 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..families import identify
-from ..families.flux import Flux
+from ..families import Family, identify
 from ..run import Run
 
 WRAPPER = "model_function_wrapper"
 MEMORY = "memory_peak_estimation_modifier"
-# Live activations at a block's peak, in hidden vectors per token, a little above what tests/hosts/memory.py counts with
-# the method at 2K to 4K: 23.4 in Forge (22.2 without it), 29.5 in ersatzForge (27.2).
-PEAK_VECTORS = 30
 LONGEST_TEXT = 512
 
 
-def peak_memory(model: object, family: Flux, run: Run) -> Callable[[list[int]], float]:
+def peak_memory(model: object, family: Family, run: Run) -> Callable[[list[int]], float]:
     """The function Forge asks how many bytes a latent of shape (2 B, C, H, W) needs beside the weights.
 
-    Forge's own estimate for FLUX grows to 22 GB at 4096x4096 and would push most of the model off the card. It asks
+    Forge's own estimate grows to 22 GB at 4096x4096 and would push most of the model off the card. It asks
     for conditional and unconditional calls together but runs them one by one where memory is short, so the least
     that is needed is B (ersatzForge asks for one image).
     """
 
     def estimate(shape: list[int]) -> float:
         tokens = family.grid(torch.empty(shape, device="meta")).tokens + LONGEST_TEXT
-        vector = model.diffusion_model.hidden_size * model.computation_dtype.itemsize
-        return max(1, shape[0] / 2) * tokens * PEAK_VECTORS * vector + run.config.chunk_mb * 2**20
+        vector = family.hidden_size * model.computation_dtype.itemsize
+        return max(1, shape[0] / 2) * tokens * family.peak_vectors * vector + run.config.chunk_mb * 2**20
 
     estimate.resdit = True
     return estimate
+
+
+def for_patch(c: dict, tokens: Tensor) -> dict:
+    """The arguments of a model call for a patch: ControlNet's residuals (B, H*W, C) are cut to its tokens."""
+    control = c.get("control")
+    if control is None:
+        return c
+    return c | {"control": [None if residual is None else residual[:, tokens] for residual in control]}
 
 
 def attach(unet: object, run: Run) -> object:
@@ -60,8 +64,10 @@ def attach(unet: object, run: Run) -> object:
     # Only plain functions may live in model_options: the host deep-copies what is stored there.
     def wrapper(apply_model: Callable[..., Tensor], args: dict) -> Tensor:
         def innermost(x: Tensor, t: Tensor, **c: object) -> Tensor:
-            with family.attention_at(run, x, c["c_crossattn"].shape[1], float(t.max())):
-                return apply_model(x, t, **c)
+            def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
+                return apply_model(latent, t, **(c if tokens is None else for_patch(c, tokens)))
+
+            return family.denoise(run, predict, x, c["c_crossattn"].shape[1], float(t.max()))
 
         if outer is not None:
             return outer(innermost, args)
@@ -73,3 +79,13 @@ def attach(unet: object, run: Run) -> object:
     if hasattr(clone, "set_memory_peak_estimation_modifier") and (theirs is None or hasattr(theirs, "resdit")):
         clone.set_memory_peak_estimation_modifier(peak_memory(clone.model, family, run))
     return clone
+
+
+def family_of(p: object) -> Family:
+    """The family of a generation's model; raises Unsupported with the reason."""
+    return identify(p.sd_model.forge_objects.unet.model.diffusion_model)
+
+
+def attach_to(p: object, run: Run) -> None:
+    """Attach to the unet of this pass."""
+    p.sd_model.forge_objects.unet = attach(p.sd_model.forge_objects.unet, run)

@@ -16,7 +16,7 @@ from ..errors import ResDiTError
 from ..geometry import make_layout
 from .methods import METHODS, grid_for
 from .metrics import measure
-from .model import PIXELS_PER_TOKEN, MicroFlux
+from .model import PIXELS_PER_TOKEN, MicroModel
 from .sampling import STEPS, sample
 from .scenes import parse_prompt
 
@@ -52,7 +52,7 @@ def comparison(pictures: dict[str, np.ndarray], zoom: int) -> Image.Image:
 
 
 def demo(
-    model: MicroFlux, prompt: str, scale: float, aspect: str, seed: int, out: Path, preset: str = "Balanced"
+    model: MicroModel, prompt: str, scale: float, aspect: str, seed: int, out: Path, preset: str = "Balanced"
 ) -> dict[str, dict]:
     """Make and save the pictures and their comparison; returns the measures by name.
 
@@ -69,6 +69,11 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     pictures, report = {}, {}
     jobs = {"base": (base, "plain"), "plain": (high, "plain"), "resdit": (high, preset)}
+    if not model.reaches(high):
+        print(
+            f"plain {scale:g}x is left out: the plain model has positions for {model.largest_side} tokens a side only"
+        )
+        del jobs["plain"]
     with tqdm(total=len(jobs) * STEPS, desc="demo") as bar:
         for name, (grid, method) in jobs.items():
             bar.set_postfix_str(name)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..geometry import Grid, make_layout
 from .methods import METHODS, grid_for
 from .metrics import measure, names
-from .model import MicroFlux
+from .model import MicroModel
 from .sampling import sample
 from .scenes import random_scene, render
 
@@ -32,7 +32,7 @@ def key_of(aspect: tuple[int, int], scale: float, name: str, seed: int) -> str:
     return f"{aspect[0]}:{aspect[1]}/{scale:g}/{name}/{seed}"
 
 
-def picture_of(model: MicroFlux, name: str, grid: Grid, prompt: str, seed: int) -> np.ndarray:
+def picture_of(model: MicroModel, name: str, grid: Grid, prompt: str, seed: int) -> np.ndarray:
     """The (4H, 4W, 3) picture of one method and seed; the truth is a render of a random scene of the prompt."""
     if name == TRUTH:
         scene = random_scene(np.random.default_rng(seed), prompt)
@@ -46,14 +46,17 @@ def prompt_of(seed: int) -> str:
 
 
 def evaluate(
-    model: MicroFlux,
+    model: MicroModel,
     scales: Sequence[float],
     results: Path,
     seeds: int | None = None,
     chosen: Iterable[str] = (TRUTH, *METHODS),
     aspects: Sequence[tuple[int, int]] = ((1, 1),),
 ) -> dict[str, dict[str, float]]:
-    """Measure what is not yet in `results` (one JSON object a line), and return all of it by key."""
+    """Measure what is not yet in `results` (one JSON object a line), and return all of it by key.
+
+    The plain model is left out where it has no positions for the size.
+    """
     done = {}
     if results.is_file():
         with results.open(encoding="utf8") as lines:
@@ -65,6 +68,7 @@ def evaluate(
         for name in chosen
         for seed in range(FIRST_SEED, FIRST_SEED + (seeds or default_seeds(scale)))
     ]
+    wanted = [row for row in wanted if row[3] != "plain" or model.reaches(grid_for(*row[1:3]))]
     missing = [row for row in wanted if row[0] not in done]
     results.parent.mkdir(parents=True, exist_ok=True)
     with results.open("a", encoding="utf8") as out:

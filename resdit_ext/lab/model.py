@@ -1,7 +1,7 @@
-"""The micro FLUX: diffusers' FluxTransformer2DModel, two small word tables for text encoders, no VAE.
+"""The micro models: diffusers' own FLUX and SD3 transformers, two small word tables for text encoders, no VAE.
 
-One token is 4x4 pixels: pixel-unshuffle by two stands for the VAE, and FLUX's own 2x2 packing follows, so the
-same weights run in any FLUX implementation that takes 12 latent channels.
+One token is 4x4 pixels: pixel-unshuffle by two stands for the VAE, and the models' own 2x2 patches follow, so the
+same weights run in any implementation that takes 12 latent channels.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..geometry import Grid
 from .scenes import COLOURS, GROUNDS, SHAPES, parse_prompt
 
 PIXELS_PER_TOKEN = 4
@@ -23,7 +24,6 @@ TEXT_TOKENS = 32  # one text token per eight image tokens, as FLUX.1 at 1024 px
 JOINT, POOLED, LATENT_CHANNELS = 64, 32, 12
 PAD = "<pad>"
 VOCABULARY = (PAD, "on", "ground", *COLOURS, *SHAPES, *GROUNDS)
-WEIGHTS = Path(__file__).with_name("micro_flux.safetensors")
 
 FLUX_CONFIG = dict(
     patch_size=1,
@@ -39,14 +39,40 @@ FLUX_CONFIG = dict(
 )
 
 
+SD3_CONFIG = dict(
+    sample_size=32,
+    patch_size=2,
+    in_channels=LATENT_CHANNELS,
+    out_channels=LATENT_CHANNELS,
+    num_layers=5,
+    attention_head_dim=32,
+    num_attention_heads=4,
+    joint_attention_dim=JOINT,
+    caption_projection_dim=4 * 32,
+    pooled_projection_dim=POOLED,
+    pos_embed_max_size=48,  # three times the base grid, as SD3-medium's 192
+    qk_norm="rms_norm",
+)
+
+
+def patch(latent: Tensor) -> Tensor:
+    """(B, 12, 2H, 2W) latents -> (B, H*W, 48) tokens."""
+    return rearrange(latent, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+def unpatch(tokens: Tensor, height: int) -> Tensor:
+    """(B, H*W, 48) tokens of a grid `height` tokens tall -> (B, 12, 2H, 2W) latents."""
+    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2)
+
+
 def pack(pictures: Tensor) -> Tensor:
-    """(B, 3, 4H, 4W) pictures in [-1, 1] -> (B, H*W, 48) FLUX tokens."""
-    return rearrange(F.pixel_unshuffle(pictures, 2), "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+    """(B, 3, 4H, 4W) pictures in [-1, 1] -> (B, H*W, 48) tokens."""
+    return patch(F.pixel_unshuffle(pictures, 2))
 
 
 def unpack(tokens: Tensor, height: int) -> Tensor:
-    """(B, H*W, 48) FLUX tokens of a grid `height` tokens tall -> (B, 3, 4H, 4W) pictures."""
-    return F.pixel_shuffle(rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2), 2)
+    """(B, H*W, 48) tokens of a grid `height` tokens tall -> (B, 3, 4H, 4W) pictures."""
+    return F.pixel_shuffle(unpatch(tokens, height), 2)
 
 
 def tokenize(prompts: list[str]) -> Tensor:
@@ -67,12 +93,17 @@ def position_ids(height: int, width: int) -> Tensor:
     return torch.stack((torch.zeros_like(rows), rows, cols), -1).reshape(-1, 3).float()
 
 
-class MicroFlux(nn.Module):
+class MicroModel(nn.Module):
     """`forward(tokens, sigma, words, height)` -> velocity; text is two tables in place of T5 and CLIP."""
 
-    def __init__(self) -> None:
+    name: str  # as the command line knows it
+    training_steps: int  # of the shipped weights
+    largest_side: int | None = None  # in tokens, where the plain model has no positions beyond it
+    transformer: nn.Module
+
+    def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
-        self.transformer = FluxTransformer2DModel(**FLUX_CONFIG)
+        self.transformer = transformer
         self.word = nn.Embedding(len(VOCABULARY), JOINT)
         self.place = nn.Parameter(0.5 * torch.randn(TEXT_TOKENS, JOINT))
         self.pooled = nn.Embedding(len(VOCABULARY), POOLED)
@@ -80,6 +111,20 @@ class MicroFlux(nn.Module):
     def encode(self, words: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 32) indices -> joint (B, 32, 64) and pooled (B, 32) conditioning."""
         return self.word(words) + self.place, self.pooled(words).sum(1)
+
+    def reaches(self, grid: Grid) -> bool:
+        """Whether the plain model can draw a grid at all."""
+        return self.largest_side is None or max(grid.height, grid.width) <= self.largest_side
+
+
+class MicroFlux(MicroModel):
+    """FLUX: positions are rotations of q and k in every block."""
+
+    name = "flux"
+    training_steps = 3600
+
+    def __init__(self) -> None:
+        super().__init__(FluxTransformer2DModel(**FLUX_CONFIG))
 
     def forward(self, tokens: Tensor, sigma: Tensor, words: Tensor, height: int) -> Tensor:
         joint, pooled = self.encode(words)
@@ -94,15 +139,48 @@ class MicroFlux(nn.Module):
         )[0]
 
 
+class MicroSD3(MicroModel):
+    """SD3: positions are a table that is added to the embedded tokens, once."""
+
+    name = "sd3"
+    training_steps = 4800
+    largest_side = SD3_CONFIG["pos_embed_max_size"]
+
+    def __init__(self) -> None:
+        super().__init__(SD3Transformer2DModel(**SD3_CONFIG))
+
+    def forward(self, tokens: Tensor, sigma: Tensor, words: Tensor, height: int) -> Tensor:
+        joint, pooled = self.encode(words)
+        velocity = self.transformer(
+            hidden_states=unpatch(tokens, height),
+            encoder_hidden_states=joint,
+            pooled_projections=pooled,
+            timestep=1000 * sigma,
+            return_dict=False,
+        )[0]
+        return patch(velocity)
+
+
+MODELS: dict[str, type[MicroModel]] = {model.name: model for model in (MicroFlux, MicroSD3)}
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the weights as float16 safetensors."""
     save_file({name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()}, path)
 
 
-def load_micro_flux(path: Path = WEIGHTS) -> MicroFlux:
-    """The trained micro FLUX in float32, ready to sample; raises FileNotFoundError saying how to train one."""
+def weights_of(name: str) -> Path:
+    """The file with a micro model's trained weights."""
+    return Path(__file__).with_name(f"micro_{name}.safetensors")
+
+
+def load_micro(name: str, path: Path | None = None) -> MicroModel:
+    """A trained micro model in float32, ready to sample; raises FileNotFoundError saying how to train one."""
+    path = path or weights_of(name)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; train them with: python -m resdit_ext train --out {path}")
-    model = MicroFlux()
-    model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        raise FileNotFoundError(
+            f"no weights at {path}; train them with: python -m resdit_ext train --model {name} --out {path}"
+        )
+    model = MODELS[name]()
+    model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return model.eval().requires_grad_(False)

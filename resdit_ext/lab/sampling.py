@@ -1,4 +1,4 @@
-"""Pictures from the micro FLUX: Euler steps of the flow, with or without the method."""
+"""Pictures from a micro model: Euler steps of the flow, with or without the method."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from ..config import ResDiTConfig
 from ..geometry import Grid
 from ..hosts.diffusers import apply_resdit, remove_resdit
-from .model import LATENT_CHANNELS, MicroFlux, tokenize, unpack
+from .model import LATENT_CHANNELS, MicroModel, tokenize, unpack
 
 STEPS = 35
 
@@ -23,7 +23,7 @@ def sigmas_of(steps: int = STEPS) -> list[float]:
 
 
 @contextmanager
-def method(model: MicroFlux, config: ResDiTConfig | None, steps: int):
+def method(model: MicroModel, config: ResDiTConfig | None, steps: int):
     """Apply ResDiT to the model for the block; None leaves it plain."""
     if config is None:
         yield
@@ -43,7 +43,7 @@ def noise_for(grid: Grid, seed: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def sample(
-    model: MicroFlux,
+    model: MicroModel,
     prompts: Sequence[str],
     grid: Grid,
     seeds: Sequence[int],

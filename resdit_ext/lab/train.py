@@ -1,4 +1,4 @@
-"""Train the micro FLUX from scratch on scenes drawn as they are needed: resumable, under an hour on two cores."""
+"""Train a micro model from scratch on scenes drawn as they are needed: resumable, under an hour on two cores."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import trange
 
-from .model import PIXELS_PER_TOKEN, MicroFlux, pack, save_weights, tokenize
+from .model import MODELS, PIXELS_PER_TOKEN, pack, save_weights, tokenize
 from .scenes import random_scene, render
 
-# FLUX saw many aspect ratios in training, so the micro FLUX does: (rows, columns) of about 256 tokens each.
+# FLUX and SD3 saw many aspect ratios in training, so the micro models do: (rows, columns) of about 256 tokens each.
 SQUARE = (16, 16)
 BUCKETS = ((14, 18), (18, 14), (13, 20), (20, 13), (11, 23), (23, 11), (9, 28), (28, 9))
 SQUARE_SHARE = 0.5
@@ -25,9 +25,10 @@ SQUARE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length and rates of one training run."""
+    """What to train, and the length and rates of the run."""
 
-    steps: int = 3600
+    steps: int
+    model: str = "flux"
     decay_from: float = 0.4  # share of the run at constant rate before the linear decay to zero
     batch: int = 32
     rate: float = 2e-3
@@ -103,10 +104,10 @@ def load_state(path: Path, model: nn.Module, average: dict, optimizers: list) ->
     return step
 
 
-def train(out: Path, config: TrainConfig = TrainConfig()) -> float:
+def train(out: Path, config: TrainConfig) -> float:
     """Train, resuming from `out`'s .state file if there is one; returns the mean loss of the last 100 steps."""
     torch.manual_seed(config.seed)
-    model = MicroFlux()
+    model = MODELS[config.model]()
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     optimizers = make_optimizers(model, config.rate)
     state = out.with_suffix(".state")
@@ -133,7 +134,7 @@ def train(out: Path, config: TrainConfig = TrainConfig()) -> float:
         bar.set_postfix(loss=f"{np.mean(losses):.4f}")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             save_state(state, step + 1, model, average, optimizers)
-            trained = MicroFlux()
+            trained = MODELS[config.model]()
             trained.load_state_dict(average)
             save_weights(trained, out)
     return float(np.mean(losses))

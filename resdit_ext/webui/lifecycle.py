@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..errors import ResDiTError, Unsupported
-from ..families import identify
-from ..hosts.forge import attach
+from ..hosts import host_of
 from ..run import Run
 from . import infotext
 from .options import Request, output_size, parse_request
@@ -63,14 +62,6 @@ def guarded(hook: Callable) -> Callable:
     return safe
 
 
-def diffusion_model(p: object) -> object:
-    """The host's diffusion model; raises Unsupported on a host without Forge's patchers."""
-    objects = getattr(p.sd_model, "forge_objects", None)
-    if objects is None:
-        raise Unsupported("this WebUI is not supported yet: FLUX needs Forge, Forge Neo or ersatzForge")
-    return objects.unet.model.diffusion_model
-
-
 @guarded
 def before_process(p: object, *args: object) -> None:
     """Read the options and set the output size, early enough for noise, ControlNet's hint and infotext."""
@@ -107,7 +98,7 @@ def process(p: object, *_: object) -> None:
     if generation is None:
         return
     try:
-        identify(diffusion_model(p))
+        host_of(p).family_of(p)
     except Unsupported:
         for name, side in generation.replaced.items():  # the image is to be made as if we were off
             setattr(p, name, side)
@@ -130,7 +121,8 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None:
         return
-    family = identify(diffusion_model(p))
+    host = host_of(p)
+    family = host.family_of(p)
     x = kwargs.get("x")
 
     def say(message: str) -> None:
@@ -143,7 +135,7 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
     hires_steps = p.hr_second_pass_steps if getattr(p, "is_hr_pass", False) else 0
     steps = hires_steps or p.steps
     run.set_sigmas(run_sigmas(p, steps), steps)
-    p.sd_model.forge_objects.unet = attach(p.sd_model.forge_objects.unet, run)
+    host.attach_to(p, run)
     generation.runs.append(run)
 
 
@@ -153,7 +145,7 @@ def postprocess(p: object, processed: object) -> None:
     if generation is None or not generation.runs:
         return
     calls = generation.runs[-1].calls
-    if calls["blocks"]:
+    if calls["blocks"] or calls["model calls"]:
         logger.info(
             "done: %s", ", ".join(f"{calls[name]} {name}" for name in ("global", "fused", "local") if calls[name])
         )

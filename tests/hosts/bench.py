@@ -65,6 +65,11 @@ class Bench:
         """A tiny float32 FLUX in the host's patcher; checks leave it as they found it."""
         return kit.build_unet(self.host, kit.build_flux(self.host))
 
+    @cached_property
+    def sd3(self) -> object:
+        """A tiny float32 SD3.5-medium in the host's patcher; checks leave it as they found it."""
+        return kit.build_unet(self.host, kit.build_sd3(self.host), predictor=kit.discrete_flow())
+
     @property
     def model(self) -> object:
         return self.unet.model.diffusion_model

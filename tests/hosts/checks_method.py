@@ -66,7 +66,7 @@ def rotary_matrices_are_the_hosts(bench: Bench) -> str:
         unet, run = bench.attached(NATIVE)
         found.append(small(kit.error(kit.velocity(unet, kit.latent(*size), 0.8), plain), 1e-5, f"{size}: error"))
         same(run.calls["blocks"], bench.blocks, "blocks")
-        (plan,) = run._plans.values()
+        (plan,) = run._made.values()
         worst = (plan.global_positions - theirs[0]["pe"]).abs().max()
         found.append(small(float(worst), 1e-5, f"{size}: matrices' error"))
     return ", ".join(found)

@@ -132,7 +132,7 @@ def it_survives_cloning(bench: Bench) -> str:
     clone = unet.clone().clone()
     assert torch.equal(kit.denoise(clone, kit.latent(*SIZE), 0.8), expected)
     same(dict(run.calls), {"fused": 2, "blocks": 2 * bench.blocks}, "calls of the one Run")
-    same(len(run._plans), 1, "plans")
+    same(len(run._made), 1, "plans")
     bench.plain(SIZE)
     same(run.calls["fused"], 2, "calls after a plain one")
     return "a clone of a clone"
@@ -164,7 +164,7 @@ def samplers_meet_the_right_phases(bench: Bench) -> str:
         out = sampler(unet, kit.latent(*SIZE), sigmas)
         assert out.isfinite().all(), f"{sampler.__name__}: not finite"
         same(dict(run.calls), phases | {"blocks": bench.blocks * sum(phases.values())}, sampler.__name__)
-        same(len(run._plans), 1, "plans made")
+        same(len(run._made), 1, "plans made")
     return "Euler and Heun"
 
 

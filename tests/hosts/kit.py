@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from tests import reference
+
 PACKAGES = {
     "forge": ("packages_3rdparty", "repositories/huggingface_guess"),
     "neo": ("modules_forge/packages",),
@@ -52,6 +54,18 @@ MICRO = TINY | dict(  # the lab's micro FLUX (resdit_ext.lab.model.FLUX_CONFIG) 
     guidance_embed=False,
 )
 TEXT = 24  # text tokens of `conditioning`
+TABLE, TABLE_STEP = 24, 1 / 3  # SD3's table: indices a side, and how far apart two of them are
+SD3 = dict(
+    input_size=None,
+    in_channels=16,
+    depth=2,
+    adm_in_channels=16,
+    context_embedder_config=dict(target="torch.nn.Linear", params=dict(in_features=32, out_features=128)),
+    pos_embed_max_size=TABLE,
+    num_patches=TABLE**2,
+    qk_norm="rms",
+    x_block_self_attn_layers=[0],
+)
 
 
 def enter(host: str, folder: str) -> None:
@@ -114,8 +128,30 @@ def build_flux(host: str, seed: int = 0, **changes: object) -> nn.Module:
     return model
 
 
-def build_unet(host: str, model: nn.Module, dtype: torch.dtype = torch.float32) -> object:
-    """The host's UnetPatcher around its KModel and PredictionFlux, as its loader makes them."""
+def build_sd3(host: str, seed: int = 0) -> nn.Module:
+    """The host's MMDiT-X with random weights and SD3's table, in plain torch layers; Neo has none."""
+    torch.manual_seed(seed)
+    model = construct("backend.nn.mmditx:MMDiTX", SD3)
+    for name, parameter in model.named_parameters():
+        if "ln_q" in name or "ln_k" in name:
+            parameter.data.fill_(1.3)
+    index = range(TABLE)
+    table = reference.sincos_table(index, index, model.pos_embed.shape[-1], TABLE_STEP)
+    model.pos_embed.copy_(torch.from_numpy(table).reshape(1, TABLE**2, -1))
+    return model
+
+
+def discrete_flow() -> object:
+    """The predictor that the hosts give SD3."""
+    from backend.modules.k_prediction import PredictionDiscreteFlow
+
+    return PredictionDiscreteFlow(shift=3.0)
+
+
+def build_unet(
+    host: str, model: nn.Module, dtype: torch.dtype = torch.float32, predictor: object | None = None
+) -> object:
+    """The host's UnetPatcher around its KModel and a predictor, FLUX's by default, as its loader makes them."""
     from backend.modules.k_prediction import PredictionFlux
     from backend.patcher.unet import UnetPatcher
 
@@ -123,7 +159,8 @@ def build_unet(host: str, model: nn.Module, dtype: torch.dtype = torch.float32) 
     model.storage_dtype = model.computation_dtype = dtype
     model.load_device = model.initial_device = model.offload_device = torch.device("cpu")
     config = SimpleNamespace(memory_usage_factor=3.1, sampling_settings={})  # only Neo reads them
-    predictor = PredictionFlux(config) if host == "neo" else PredictionFlux()
+    if predictor is None:
+        predictor = PredictionFlux(config) if host == "neo" else PredictionFlux()
     return UnetPatcher.from_model(model=model, diffusers_scheduler=None, config=config, k_predictor=predictor)
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from resdit_ext import ResDiTConfig, apply_resdit, remove_resdit
-from tests.hosts import checks_method, checks_state  # noqa: F401 (importing registers the checks)
+from tests.hosts import checks_method, checks_sd3, checks_state  # noqa: F401 (importing registers the checks)
 from tests.hosts.bench import CHECKS, PHASES
 
 HOSTS = {"forge": "Forge", "neo": "Forge Neo", "ersatz": "ersatzForge"}
@@ -28,11 +28,11 @@ TIMEOUT = 1200  # seconds, for all checks of one host
 def diffusers_file(tmp_path_factory):
     """Weights, inputs and diffusers' outputs of the micro FLUX, for `it_equals_diffusers`; None without diffusers."""
     try:
-        from resdit_ext.lab.model import WEIGHTS, MicroFlux, load_micro_flux, pack, tokenize, unpack
+        from resdit_ext.lab.model import load_micro, pack, tokenize, unpack
     except ImportError:
         return None
     torch.manual_seed(0)
-    model = load_micro_flux() if WEIGHTS.is_file() else MicroFlux().eval().requires_grad_(False)
+    model = load_micro("flux")
     side = 48  # tokens: three times the base size
     pictures, words = torch.randn(1, 3, 4 * side, 4 * side), tokenize(["red disc on green ground"])
     crossattn, vector = model.encode(words)

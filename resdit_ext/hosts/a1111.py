@@ -1,0 +1,44 @@
+"""AUTOMATIC1111: the denoiser that every sampler makes for itself; it serves SD3, the only transformer this host has.
+
+The replaced `forward` is an attribute of that one object and goes with it, however the sampling ends.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..errors import Unsupported
+from ..families import Family, identify
+from ..run import Run
+
+
+def family_of(p: object) -> Family:
+    """The family of a generation's model; raises Unsupported with the reason."""
+    try:
+        return identify(p.sd_model.model.diffusion_model)
+    except Unsupported as reason:
+        raise Unsupported(
+            f"{reason}; AUTOMATIC1111 has SD3-medium only, FLUX needs Forge, Forge Neo or ersatzForge"
+        ) from None
+
+
+def attach(denoiser: object, family: Family, run: Run) -> None:
+    """Run the method in every call of a denoiser, `p.sampler.model_wrap`. Attaching twice replaces, never nests."""
+    inner = getattr(denoiser.forward, "resdit_inner", denoiser.forward)
+
+    def forward(x: Tensor, sigma: Tensor, cond: dict) -> Tensor:
+        def predict(latent: Tensor, _: Tensor | None = None) -> Tensor:
+            return inner(latent, sigma, cond=cond)
+
+        return family.denoise(run, predict, x, cond["crossattn"].shape[1], float(sigma.max()))
+
+    forward.resdit_inner = inner
+    denoiser.forward = forward
+
+
+def attach_to(p: object, run: Run) -> None:
+    """Attach to the sampler of this pass; raises Unsupported with the reason."""
+    denoiser = getattr(p.sampler, "model_wrap", None)
+    if denoiser is None:
+        raise Unsupported("this sampler calls the model in its own way; choose Euler")
+    attach(denoiser, family_of(p), run)

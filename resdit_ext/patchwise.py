@@ -1,0 +1,155 @@
+"""The method around whole model calls: one at scaled positions, one for each patch, joined at the output.
+
+For models whose positions are added to the tokens (SD3) a patch cannot be given positions of its own inside a block.
+A call of the model on the patch alone gives it the spacing and the context it was trained with, in every block. As
+fusion and splice are linear and act on each channel alone, they are applied once, to the prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import ResDiTConfig
+from .geometry import Grid, Layout
+from .joining import Joiner
+from .positions import patch_indices
+from .run import Run
+from .schedule import Phase
+from .tables import PositionTable
+
+# A rotary position only tells distances, so that a patch may start anywhere; an added one also tells what belongs there
+# (sky above), but far from the trained centre it is less familiar. Half way did best in the lab (docs/evaluation.md).
+ANCHOR = 0.5
+
+
+def to_grid(latent: Tensor) -> Tensor:
+    """(B, C, 2H, 2W) latents -> (B, H, W, 4C) tokens."""
+    return F.pixel_unshuffle(latent, 2).movedim(1, -1)
+
+
+def from_grid(tokens: Tensor) -> Tensor:
+    """(B, H, W, 4C) tokens -> (B, C, 2H, 2W) latents."""
+    return F.pixel_shuffle(tokens.movedim(-1, 1), 2)
+
+
+def window(latent: Tensor, start: tuple[int, int], base: Grid) -> Tensor:
+    """The patch of a latent (B, C, 2H, 2W) that starts at a token (row, column)."""
+    row, col = start
+    return latent[..., 2 * row : 2 * (row + base.height), 2 * col : 2 * (col + base.width)]
+
+
+class CallPlan:
+    """Everything about one output size that does not depend on the latent.
+
+    Args:
+        layout: the output grid, its base grid and patches.
+        config: the method's parameters.
+        text: number of text tokens, which count for the logit scale.
+        table: the model's position table.
+        device: where the latents live.
+    """
+
+    def __init__(
+        self, layout: Layout, config: ResDiTConfig, text: int, table: PositionTable, device: torch.device | str = "cpu"
+    ) -> None:
+        self.layout, self.config, self.device = layout, config, device
+        self.table = table
+        self.joiner = Joiner(layout, config, device)
+        self.tokens = patch_indices(layout).to(device)
+        self.logit_scale = config.logit_scale(text + layout.grid.tokens, text + layout.base.tokens)
+
+    def global_positions(self) -> Tensor:
+        """(1, H*W, C) float32 positions of the whole (PES); made anew, as they are large and made in no time."""
+        scales = self.layout.scales if self.config.pes else (1.0, 1.0)
+        return self.table.crop(self.layout.grid, self.layout.base, scales, self.device)
+
+    def patch_positions(self, number: int) -> Tensor:
+        """(1, h*w, C) float32 positions of a patch: its own (PIPE), or its part of the whole's."""
+        if self.config.pipe:
+            return self.table.patch(self.layout.patches[number], self.layout, ANCHOR, self.device)
+        return self.global_positions()[:, self.tokens[number]]
+
+
+def resdit_prediction(
+    latent: Tensor,
+    plan: CallPlan,
+    phase: Phase,
+    predict_global: Callable[[Tensor], Tensor],
+    predict_patch: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """ResDiT's prediction in place of the model's own at a size it was not trained at.
+
+    Args:
+        latent: (B, C, 2H, 2W), on the plan's grid.
+        plan: made for this grid.
+        phase: what this model call computes.
+        predict_global: the model on the whole latent at scaled positions (PES).
+        predict_patch: the model on a patch (B, C, 2h, 2w), given also its number, at its own positions (PIPE).
+
+    Returns:
+        (B, C, 2H, 2W) in the prediction's dtype. Noise, velocity and denoised latent all do: at one noise level each is
+        an affine function of the others, and fusion and splice keep such functions.
+    """
+    whole = None if phase is Phase.LOCAL else predict_global(latent)
+    if phase is Phase.GLOBAL:
+        return whole
+    base, canvas = plan.layout.base, None
+    for number, start in enumerate(plan.layout.patches):
+        prediction = predict_patch(window(latent, start, base).contiguous(), number)
+        patch = to_grid(prediction).float()
+        if canvas is None:
+            canvas = plan.joiner.canvas(len(latent), patch.shape[-1])
+        if whole is not None:
+            patch = plan.joiner.fuse(to_grid(window(whole, start, base)).float(), patch)
+        plan.joiner.splice(canvas, patch[None], number)
+    return from_grid(canvas).to(prediction.dtype)
+
+
+def denoise_by_patches(
+    run: Run,
+    predict: Callable[..., Tensor],
+    latent: Tensor,
+    text: int,
+    sigma: float,
+    table: Callable[[], PositionTable],
+    adjusted: Callable[[Tensor, float], AbstractContextManager],
+) -> Tensor:
+    """One prediction of a generation for `latent` (B, C, 2H, 2W); at or below the base size the model's own call.
+
+    Args:
+        run: the generation's parameters and plans.
+        predict: `predict(latent, tokens=None)`, the host's model call; `tokens` are the indices of a patch's tokens.
+        latent: the model's input.
+        text: number of text tokens.
+        sigma: the call's noise level.
+        table: makes the model's position table.
+        adjusted: a context in which the model adds these positions (1, L, C) and scales its logits.
+    """
+    height, width = latent.shape[-2:]
+    layout = run.layout(Grid(height // 2, width // 2))
+    if layout.is_base or height % 2 or width % 2:  # an odd side is the host's to refuse
+        run.calls["base"] += 1
+        return predict(latent)
+    phase = run.phase(sigma)
+
+    def make_plan() -> CallPlan:
+        return CallPlan(layout, run.config, text, run.cached("table", table), latent.device)
+
+    plan = run.cached((layout, text, str(latent.device)), make_plan)
+
+    def predict_global(whole: Tensor) -> Tensor:
+        run.calls["model calls"] += 1
+        with adjusted(plan.global_positions(), plan.logit_scale):
+            return predict(whole)
+
+    def predict_patch(patch: Tensor, number: int) -> Tensor:
+        run.calls["model calls"] += 1
+        with adjusted(plan.patch_positions(number), 1.0):
+            return predict(patch, plan.tokens[number])
+
+    return resdit_prediction(latent, plan, phase, predict_global, predict_patch)

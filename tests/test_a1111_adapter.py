@@ -1,0 +1,138 @@
+"""SD3 in A1111: the sampler's own denoiser, on fakes of the host's shapes (the real one is in tests/hosts)."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from resdit_ext import ResDiTConfig, Unsupported, __version__
+from resdit_ext.families import identify
+from resdit_ext.hosts.a1111 import attach, attach_to
+from resdit_ext.run import Run
+from resdit_ext.webui import lifecycle
+from tests.fakes import CHANNELS, WIDTH, FakeDenoiser, FakeFlux, FakeProcessing, TinySD3
+
+CONFIG = ResDiTConfig(base_tokens=64, fused_until=0.57)
+SIGMAS = [1 - i / 7 for i in range(8)]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(2)
+    return TinySD3()
+
+
+def latent(*size, batch=1):
+    return torch.randn(batch, CHANNELS, *size, generator=torch.Generator().manual_seed(4))
+
+
+@torch.inference_mode()
+def call(denoiser, x, sigma, text=3):
+    cond = {"crossattn": torch.randn(len(x), text, WIDTH, generator=torch.Generator().manual_seed(5))}
+    return denoiser(x, torch.full((len(x),), sigma), cond=cond)
+
+
+def test_it_runs_in_every_phase_and_goes_with_the_denoiser(model):
+    x = latent(48, 32, batch=2)
+    plain = {sigma: call(FakeDenoiser(model), x, sigma) for sigma in (0.9, 0.6, 0.2)}
+    denoiser, run = FakeDenoiser(model), Run(CONFIG, SIGMAS)
+    attach(denoiser, identify(model), run)
+    for sigma, expected in plain.items():
+        assert not torch.allclose(call(denoiser, x, sigma), expected, atol=1e-3)
+    patches = 3 * 3  # 24 x 16 tokens, patches of 10 x 7
+    assert run.calls == {"global": 1, "fused": 1, "local": 1, "model calls": 2 + 2 * patches}
+    for sigma, expected in plain.items():
+        assert torch.equal(call(FakeDenoiser(model), x, sigma), expected)
+
+
+def test_beyond_the_table_and_at_the_base_size(model):
+    denoiser, run = FakeDenoiser(model), Run(CONFIG, SIGMAS)
+    attach(denoiser, identify(model), run)
+    assert torch.isfinite(call(denoiser, latent(60, 60), 0.6)).all()  # 30 tokens, the table has 24
+    small = latent(16, 16)
+    assert torch.equal(call(denoiser, small, 0.6), call(FakeDenoiser(model), small, 0.6))
+
+
+def test_an_odd_side_is_left_to_the_host(model):
+    denoiser, run = FakeDenoiser(model), Run(CONFIG, SIGMAS)
+    attach(denoiser, identify(model), run)
+    with pytest.raises(RuntimeError):
+        call(denoiser, latent(45, 47), 0.2)
+    assert run.calls == {"base": 1}
+
+
+def test_attaching_twice_replaces(model):
+    denoiser, runs = FakeDenoiser(model), [Run(CONFIG, SIGMAS) for _ in range(2)]
+    for run in runs:
+        attach(denoiser, identify(model), run)
+    call(denoiser, latent(32, 32), 0.9)
+    assert not runs[0].calls and runs[1].calls == {"global": 1, "model calls": 1}
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
+def test_a_fault_leaves_the_model_as_it_was(model, fault):
+    before = call(FakeDenoiser(model), latent(32, 32), 0.9)
+    denoiser = FakeDenoiser(model)
+    attach(denoiser, identify(model), Run(CONFIG, SIGMAS))
+
+    def break_down(*_):
+        assert "cropped_pos_embed" in vars(model)
+        raise fault
+
+    hook = model.joint_blocks[1].register_forward_hook(break_down)
+    with pytest.raises(fault):
+        call(denoiser, latent(32, 32), 0.9)
+    hook.remove()
+    assert "cropped_pos_embed" not in vars(model) and not any(m._forward_hooks for m in model.modules())
+    assert torch.equal(call(FakeDenoiser(model), latent(32, 32), 0.9), before)
+
+
+def processing(model, **attributes):
+    sampler = SimpleNamespace(model_wrap=FakeDenoiser(model), get_sigmas=lambda p, n: torch.linspace(1, 0, n + 1))
+    inferencer = SimpleNamespace(model=SimpleNamespace(diffusion_model=model))
+    return FakeProcessing(sd_model=inferencer, sampler=sampler, **attributes)
+
+
+def test_a_generation(model):
+    p = processing(model)
+    lifecycle.before_process(p, {"width": 512, "base_size": 128})
+    lifecycle.process(p)
+    x = latent(64, 64)
+    lifecycle.before_sampling(p, x=x)
+    call(p.sampler.model_wrap, x, 0.5)
+    processed = SimpleNamespace(comments="")
+    lifecycle.postprocess(p, processed)
+    assert p.extra_generation_params["ResDiT"] == __version__ and not processed.comments
+    assert p._resdit.runs[0].calls["fused"] == 1
+
+
+@pytest.mark.parametrize("other", [torch.nn.Linear(2, 2), FakeFlux(axes_dim=(4, 4, 4, 4))])
+def test_any_other_model_is_refused_with_what_the_host_has(other):
+    p = processing(other)
+    lifecycle.before_process(p, {"width": 512, "base_size": 128})
+    lifecycle.process(p)
+    assert "AUTOMATIC1111 has SD3-medium only" in p.extra_generation_params["ResDiT not active"]
+    assert (p.width, p.height) == (1024, 1024)
+
+
+def test_a_sampler_without_a_denoiser_is_refused(model):
+    p = processing(model)
+    p.sampler = SimpleNamespace()
+    with pytest.raises(Unsupported, match="choose Euler"):
+        attach_to(p, Run(CONFIG))
+
+
+@pytest.mark.parametrize("missing", ["pos_embed", "pos_embed_max_size", "cropped_pos_embed"])
+def test_a_model_that_lacks_something_is_refused_by_its_name(model, missing, monkeypatch):
+    if missing == "cropped_pos_embed":
+        monkeypatch.setattr(TinySD3, missing, None)
+    else:
+        setattr(model, missing, None)
+    with pytest.raises(Unsupported, match=f"looks like SD3 but has no {missing}$"):
+        identify(model)
+
+
+def test_a_model_without_query_norms_is_refused(model):
+    del model.joint_blocks[1].x_block.attn.ln_q
+    with pytest.raises(Unsupported, match="an attention of it has no ln_q"):
+        identify(model)
