@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--aspect", default="1:1", help="WIDTH:HEIGHT (default 1:1)")
     demo.add_argument("--prompt", default="red disc on green ground")
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--preset", default="Balanced", help="Balanced or Paper")
+    demo.add_argument("--preset", default="Balanced", help="Balanced, More detail or Paper")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures (default out)")
     demo.set_defaults(run=run_demo)
 

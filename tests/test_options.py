@@ -106,7 +106,7 @@ def test_a_damaged_value_pastes_as_the_default(text):
         (({"height": 16384},), "height is 16384"),
         (({"size": "5K"},), "size is '5K'; choose one of 'WebUI', '2K'"),
         (({"enabled": "yes"},), "enabled is 'yes'; it must be true or false"),
-        (({"preset": "Best"},), "preset is 'Best'; choose one of 'Balanced', 'Paper'"),
+        (({"preset": "Best"},), "preset is 'Best'; choose one of 'Balanced', 'More detail', 'Paper'"),
         (({"attention_scale": "cube"},), "attention_scale is 'cube'; it must be one of 'off', 'sqrt-log', 'log' or"),
         (({"attention_scale": True},), "attention_scale is True"),
         (({"cutoff": None},), "cutoff is None"),

@@ -1,15 +1,14 @@
-"""What the lab compares: the paper's ablation, and the two named settings."""
+"""What the lab compares: the paper's ablation, and the named settings."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import BALANCED, PAPER, ResDiTConfig
+from ..config import BALANCED, MORE_DETAIL, PAPER, ResDiTConfig
 from ..geometry import Grid
 from .model import BASE_TOKENS
 
 _PAPER = replace(PAPER, base_tokens=BASE_TOKENS)
-_BALANCED = replace(BALANCED, base_tokens=BASE_TOKENS)
 
 #: The table's rows; None is the model as it is.
 METHODS: dict[str, ResDiTConfig | None] = {
@@ -21,7 +20,8 @@ METHODS: dict[str, ResDiTConfig | None] = {
     "Paper w/o MOP and GWS": replace(_PAPER, overlap=False, splice="mean"),
     "Paper w/o GWS": replace(_PAPER, splice="mean"),
     "Paper": _PAPER,
-    "Balanced": _BALANCED,
+    "Balanced": replace(BALANCED, base_tokens=BASE_TOKENS),
+    "More detail": replace(MORE_DETAIL, base_tokens=BASE_TOKENS),
 }
 
 

@@ -79,7 +79,10 @@ class Accordion:
             self.status = gr.HTML(status_html(HOST_DEFAULTS, ()), elem_id=f"{self.prefix}_status")
             with gr.Accordion("Advanced", open=False, elem_id=f"{self.prefix}_advanced"):
                 with gr.Row():
-                    buttons = {name: gr.Button(name, elem_id=f"{self.prefix}_{name.lower()}") for name in PRESETS}
+                    buttons = {
+                        name: gr.Button(name, elem_id=f"{self.prefix}_{name.lower().replace(' ', '_')}")
+                        for name in PRESETS
+                    }
                 add(*(option.name for option in OPTIONS if option.advanced))
         self.by_name = by_name
         self.components = [by_name[option.name] for option in OPTIONS]

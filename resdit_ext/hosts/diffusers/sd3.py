@@ -40,7 +40,8 @@ def last_of_queries(transformer: object) -> list[nn.Module]:
 
 def resdit_forward(transformer: object, run: Run, forward: Callable) -> Callable:
     """`forward` made of calls of itself, on the whole latent and on each patch; raises Unsupported."""
-    embedder, queries = transformer.pos_embed, last_of_queries(transformer)
+    last_of_queries(transformer)
+    embedder = transformer.pos_embed
     side = embedder.pos_embed_max_size
     if not side or embedder.pos_embed is None:
         raise Unsupported("its pos_embed has no table that is cropped (pos_embed_max_size)")
@@ -49,7 +50,8 @@ def resdit_forward(transformer: object, run: Run, forward: Callable) -> Callable
     @contextmanager
     def adjusted(positions: Tensor, logit_scale: float) -> Iterator[None]:
         ours = swapped(embedder, cropped_pos_embed=lambda height, width: positions)  # noqa: ARG005
-        with ours, scaled_outputs(queries, logit_scale):
+        # Asked for anew: an adapter (LoRA) loaded since may have wrapped a projection.
+        with ours, scaled_outputs(last_of_queries(transformer), logit_scale):
             yield
 
     def wrapped(*args: object, **kwargs: object) -> object:
