@@ -1,6 +1,6 @@
 """SD3 and SD3.5 as the WebUIs define them: a position table added to the embedded latent, once, and joint blocks.
 
-One class serves MMDiT (SD3-medium) and MMDiT-X (SD3.5): patches are calls of the unchanged model, so a block's second,
+One class serves MMDiT (SD3-medium) and MMDiT-X (SD3.5): patches are whole calls of the model, so a block's second,
 image-only attention gets the same treatment as its first.
 """
 
@@ -66,5 +66,5 @@ class SD3:
             yield
 
     def denoise(self, run: Run, predict: Callable[..., Tensor], latent: Tensor, text: int, sigma: float) -> Tensor:
-        """One prediction made of calls of the unchanged model: the whole latent, and each patch."""
+        """One prediction made of whole calls of the model: on the whole latent, and on each patch."""
         return denoise_by_patches(run, predict, latent, text, sigma, self.table, self.adjusted)

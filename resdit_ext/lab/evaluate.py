@@ -18,7 +18,6 @@ from .sampling import sample
 from .scenes import random_scene, render
 
 FIRST_SEED = 100_000  # development used seeds below it
-SEEDS_AT = {2: 32, 3: 16, 4: 16}
 SHOWN = ("ok", "one", "iou", "sky_error", "tex_object", "tex_ground", "stripes", "psd_hf", "seam")
 TRUTH = "true render"
 

@@ -10,6 +10,8 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import torch
@@ -177,6 +179,23 @@ def conditioning(batch: int, seed: int) -> dict[str, Tensor]:
 def latent(height: int, width: int, batch: int = 1, seed: int = 5) -> Tensor:
     """Noise (batch, 16, height, width)."""
     return torch.randn(batch, 16, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def failing_inside(model: nn.Module, error: type[BaseException] | None) -> Iterator[None]:
+    """SD3's last block finds our positions in place and raises `error`, which ends here; None lets it go on."""
+
+    def fail(*_: object) -> None:
+        assert "cropped_pos_embed" in vars(model), "ours is not in place"
+        if error is not None:
+            raise error
+
+    handle = model.joint_blocks[-1].register_forward_pre_hook(fail)
+    try:
+        with suppress(error or ()):
+            yield
+    finally:
+        handle.remove()
 
 
 @torch.inference_mode()
