@@ -1,12 +1,13 @@
 """ResDiT High-Res: 3K-4K pictures directly from FLUX models, training-free (arXiv 2512.01426)."""
 
-from .config import BALANCED, PAPER, PRESETS, ResDiTConfig
+from .config import BALANCED, FAST, PAPER, PRESETS, ResDiTConfig
 from .errors import ResDiTError, Unsupported
 from .hosts.diffusers import apply_resdit, remove_resdit
 from .version import __version__
 
 __all__ = [
     "BALANCED",
+    "FAST",
     "PAPER",
     "PRESETS",
     "ResDiTConfig",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,11 +12,40 @@ from torch import Tensor
 from .config import ResDiTConfig
 from .geometry import Layout
 from .joining import Joiner
-from .positions import grid_positions, patch_indices
+from .memory import OutOfMemory, working_bytes
+from .pooling import POOL, Pooling
+from .positions import Turns, grid_positions, patch_indices, rotate
+from .run import Run
 from .schedule import Phase
 
-Attend = Callable[[Tensor, Tensor, Tensor, object], Tensor]
-Embed = Callable[[Tensor], object]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Embed = Callable[[Tensor], Turns]
+
+
+def pooled_phases(layout: Layout, config: ResDiTConfig) -> tuple[Phase, ...]:
+    """The phases whose global branch sees the image in means of POOL x POOL tokens.
+
+    None below 2x: the means would be coarser than the tokens of training.
+    """
+    if min(layout.scales) < POOL:
+        return ()
+    return {"exact": (), "fast": (Phase.FUSED,), "fastest": (Phase.FUSED, Phase.GLOBAL)}[config.speed]
+
+
+@dataclass(frozen=True)
+class GlobalBranch:
+    """Positions and logit scale of the global branch, over all tokens or over means of them.
+
+    Attributes:
+        queries, keys: turns of the queries and keys attended with.
+        logit_scale: the attention temperature for this number of keys.
+        pooling: makes the means; None over all tokens.
+    """
+
+    queries: Turns
+    keys: Turns
+    logit_scale: float
+    pooling: Pooling | None = None
 
 
 class Plan:
@@ -24,75 +55,118 @@ class Plan:
         layout: the output grid, its base grid and patches.
         config: the method's parameters.
         text: number of text tokens, which precede the image tokens.
-        embed: turns (..., L, 2) float32 image positions into what `attend` takes for the positions of text and
-            image tokens; with a leading patch axis only where the patches' positions differ (`config.pipe` off).
+        embed: turns (..., L, 2) float32 image positions into the turns of text and image tokens.
         device: where the tensors live.
+        say: receives a message for the user.
     """
 
     def __init__(
-        self, layout: Layout, config: ResDiTConfig, text: int, embed: Embed, device: torch.device | str = "cpu"
+        self,
+        layout: Layout,
+        config: ResDiTConfig,
+        text: int,
+        embed: Embed,
+        device: torch.device | str = "cpu",
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.layout, self.config, self.text = layout, config, text
+        self.layout, self.config, self.text, self._say = layout, config, text, say
         grid, base = layout.grid, layout.base
-        indices = patch_indices(layout)
         scaled = grid_positions(grid, layout.scales if config.pes else (1.0, 1.0))
-        self.global_positions = embed(scaled.to(device))
-        self.patch_positions = (
-            embed(grid_positions(base).to(device))
-            if config.pipe
-            else [embed(positions.to(device)) for positions in grid_positions(grid, layout.scales)[indices]]
-        )
+        turns = embed(scaled).to(device)
+
+        def logit_scale(keys: int) -> float:
+            return config.logit_scale(text + keys, text + base.tokens)
+
+        self.branches = dict.fromkeys(Phase, GlobalBranch(turns, turns, logit_scale(grid.tokens)))
+        if pooled := pooled_phases(layout, config):
+            pooling = Pooling(grid, POOL, config.cutoff_cycles, device)
+            centres = embed(pooling.positions(scaled)).to(device)
+            scale = logit_scale(pooling.coarse.tokens)
+            for phase in pooled:
+                # Where all of the branch is used and not its low band alone, every token asks for itself.
+                queries = turns if phase is Phase.GLOBAL else centres
+                self.branches[phase] = GlobalBranch(queries, centres, scale, pooling)
+        indices = patch_indices(layout)
+        local = grid_positions(base) if config.pipe else scaled[indices]
+        self.patch_turns = embed(local).to(device)  # with an axis of patches only where their positions differ
         # Text precedes the image in every sequence, so a patch's sequence is one gather.
         self.gather = torch.cat((torch.arange(text).expand(len(indices), text), indices + text), 1).to(device)
         self.joiner = Joiner(layout, config, device)
-        self.logit_scale = config.logit_scale(text + grid.tokens, text + base.tokens)
+        self._chunk: int | None = None
 
     def patches_at_once(self, q: Tensor) -> int:
-        """Patches per chunk so that the gathered q, k, v, their rotated copies and the output fit `chunk_mb`."""
-        per_patch = 8 * q.shape[0] * q.shape[1] * self.gather.shape[1] * q.shape[3] * q.element_size()
-        share_positions = self.config.pipe
-        return max(1, self.config.chunk_mb * 2**20 // per_patch) if share_positions else 1
+        """Patches per chunk so that the gathered q, k, v, their rotated copies and the output fit the memory."""
+        if self._chunk is None:
+            per_patch = 8 * q.shape[0] * q.shape[1] * self.gather.shape[1] * q.shape[3] * q.element_size()
+            self._chunk = max(1, working_bytes(q.device, self.config.chunk_mb * 2**20) // per_patch)
+        return self._chunk
+
+    def shrink(self) -> bool:
+        """Halve the chunk after running out of memory, saying so; False where it is a single patch already."""
+        if self._chunk == 1:
+            return False
+        self._chunk = min(self._chunk, len(self.gather)) // 2
+        height, width = self.layout.grid.height, self.layout.grid.width
+        self._say(f"out of memory at {width}x{height} tokens: going on with {self._chunk} patches at once")
+        return True
 
 
-def global_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, attend: Attend) -> Tensor:
-    """Attention over all tokens at scaled positions (PES), the logit scale folded into q; (B, L, C)."""
-    if plan.logit_scale != 1.0:
-        q = q * plan.logit_scale
-    return attend(q, k, v, plan.global_positions)
+def plan_for(run: Run, layout: Layout, text: int, embed: Embed, device: torch.device) -> Plan:
+    """The run's plan for a size, made when it is first asked for."""
+    make = partial(Plan, layout, run.config, text, embed, device, run.say)
+    return run.cached((layout, text, str(device)), make)
+
+
+def global_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, phase: Phase, attend: Attend) -> Tensor:
+    """Attention to all tokens, or to means of them, at scaled positions (PES); (B, T + queries, C).
+
+    The logit scale (attention temperature) is folded into the queries' turns.
+    """
+    branch = plan.branches[phase]
+    if branch.pooling is not None:
+        k, v = (branch.pooling.tokens(x, plan.text) for x in (k, v))
+        if phase is Phase.FUSED:
+            q = branch.pooling.tokens(q, plan.text)
+    return attend(rotate(q, branch.queries, branch.logit_scale), rotate(k, branch.keys), v)
+
+
+def patch_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, attend: Attend, first: int) -> Tensor:
+    """A chunk of patches, each attending to itself and the text at its own positions (PIPE); (n, B, T + h*w, C)."""
+    index = plan.gather[first : first + plan.patches_at_once(q)]
+    turns = plan.patch_turns
+    if not plan.config.pipe:
+        part = slice(first, first + len(index))
+        turns = Turns(*(x[part].repeat_interleave(len(q), 0)[:, None] for x in turns))
+    # (B, heads, n, l, D) -> (n * B, heads, l, D)
+    q, k, v = (x[:, :, index].movedim(2, 0).flatten(0, 1) for x in (q, k, v))
+    return attend(rotate(q, turns), rotate(k, turns), v).unflatten(0, (len(index), -1))
 
 
 def local_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, attend: Attend, global_out: Tensor | None = None
-) -> Tensor:
-    """Every patch attends to itself and the text at its own positions (PIPE); spliced, (B, L, C).
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, attend: Attend, global_image: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The local branch: text rows (B, T, C), the mean over the patches, and the spliced image (B, H, W, C), in float32.
 
-    With `global_out` (B, L, C), each patch is first fused with the same patch of the global branch (PSF) and the
-    text rows are the global branch's; without it they are the mean over the patches.
+    With `global_image` (B, H*W, C) each patch is first fused with the same patch of it (PSF).
     """
-    B, T = q.shape[0], plan.text
-    base, count = plan.layout.base, len(plan.layout.patches)
-    chunk = plan.patches_at_once(q)
-    canvas = text_sum = None
-    for first in range(0, count, chunk):
-        index = plan.gather[first : first + chunk]
-        n = len(index)
-        # (B, heads, n, l, D) -> (n * B, heads, l, D)
-        gathered = [x[:, :, index].movedim(2, 0).flatten(0, 1) for x in (q, k, v)]
-        out = attend(*gathered, plan.patch_positions if plan.config.pipe else plan.patch_positions[first])
-        del gathered
-        out = out.unflatten(0, (n, B))
-        image = out[:, :, T:].unflatten(2, (base.height, base.width))
-        if canvas is None:
-            canvas = plan.joiner.canvas(B, out.shape[-1])
-            text_sum = out.new_zeros(B, T, out.shape[-1], dtype=torch.float32)
-        if global_out is None:
-            text_sum += out[:, :, :T].float().sum(0)
-        else:
-            window = global_out[:, index[:, T:]].movedim(1, 0).unflatten(2, (base.height, base.width))
-            image = plan.joiner.fuse(window, image)
+    T, base = plan.text, plan.layout.base
+    canvas, text_sum, first = plan.joiner.canvas(len(q), q.shape[1] * q.shape[3]), 0.0, 0
+    while first < len(plan.gather):
+        try:
+            out = patch_attention(q, k, v, plan, attend, first)
+            image = out[:, :, T:].unflatten(2, (base.height, base.width))
+            if global_image is not None:
+                index = plan.gather[first : first + len(out), T:] - T
+                window = global_image[:, index].movedim(1, 0).unflatten(2, (base.height, base.width))
+                image = plan.joiner.fuse(window, image)
+        except OutOfMemory:
+            if not plan.shrink():
+                raise
+            continue
         plan.joiner.splice(canvas, image, first)
-    text = text_sum / count if global_out is None else global_out[:, :T].float()
-    return torch.cat((text, canvas.flatten(1, 2)), 1).to(q.dtype)
+        text_sum = text_sum + out[:, :, :T].float().sum(0)
+        first += len(out)
+    return text_sum / len(plan.gather), canvas
 
 
 def resdit_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, phase: Phase, attend: Attend) -> Tensor:
@@ -102,13 +176,22 @@ def resdit_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, phase: Phase, 
         q, k, v: (B, heads, T + H*W, D), text first, positions not yet applied to q and k.
         plan: made for this grid and text length.
         phase: what this model call computes.
-        attend: the host's own attention, `attend(q, k, v, positions)` -> (B, L, heads*D); `positions` is what the
-            plan's `embed` returned.
+        attend: the host's own attention of rotated q and k, `attend(q, k, v)` -> (B, queries, heads*D).
 
     Returns:
         (B, T + H*W, heads*D) in q's dtype.
     """
-    if phase is Phase.GLOBAL:
-        return global_attention(q, k, v, plan, attend)
-    global_out = global_attention(q, k, v, plan, attend) if phase is Phase.FUSED else None
-    return local_attention(q, k, v, plan, attend, global_out)
+    if phase is Phase.LOCAL:
+        text, canvas = local_attention(q, k, v, plan, attend)
+    else:
+        whole = global_attention(q, k, v, plan, phase, attend)
+        if phase is Phase.GLOBAL:
+            return whole
+        text, image, pooling = whole[:, : plan.text], whole[:, plan.text :], plan.branches[phase].pooling
+        _, canvas = local_attention(q, k, v, plan, attend, image if pooling is None else None)
+        if pooling is not None:
+            pooling.move_low_band(canvas, image)
+    out = q.new_empty(len(q), q.shape[2], canvas.shape[-1])
+    out[:, : plan.text] = text
+    out[:, plan.text :] = canvas.flatten(1, 2)
+    return out

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
+import torch
 from torch import Tensor, nn
 
 _ABSENT = object()
+_redirection: ContextVar[Callable] = ContextVar("resdit_redirection")
+
+
+@torch.compiler.disable
+def redirection(*args: object, **kwargs: object) -> object:
+    """Call what the innermost `redirected` was given.
+
+    One function object for every model call: a compiled model (torch.compile) breaks its graph here, and finding the
+    same object again it is not compiled anew.
+    """
+    return _redirection.get()(*args, **kwargs)
+
+
+@contextmanager
+def redirected(owner: object, name: str, to: Callable) -> Iterator[None]:
+    """Have calls of a module's function go to another for the duration of the block, compiled callers' too."""
+    token = _redirection.set(to)
+    try:
+        with swapped(owner, **{name: redirection}):
+            yield
+    finally:
+        _redirection.reset(token)
 
 
 @contextmanager

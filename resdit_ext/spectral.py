@@ -19,13 +19,21 @@ def lowpass_matrix(n: int, cutoff: float) -> Tensor:
     return row[(index[:, None] - index) % n]
 
 
-def lowpass(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Box low-pass D_h X D_w^T of patches x (..., h, w, C) by matrices rows (h, h) and cols (w, w)."""
+def along_axes(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """rows X cols^T of maps x (..., h, w, C) by matrices rows (h', h) and cols (w', w): (..., h', w', C)."""
     *batch, h, w, channels = x.shape
-    along_width = torch.matmul(cols, x.reshape(-1, w, channels)).view(-1, h, w * channels)
-    return torch.matmul(rows, along_width).view(*batch, h, w, channels)
+    # Down first: a map inside a longer sequence is then read where it lies.
+    down = torch.matmul(rows, x.reshape(-1, h, w * channels))
+    across = torch.matmul(cols, down.view(-1, w, channels))
+    return across.view(*batch, len(rows), len(cols), channels)
 
 
 def fuse(global_patch: Tensor, local_patch: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """x_l + LP(x_g - x_l): F^-1(M F(x_g) + (1 - M) F(x_l)) with a box mask M, by linearity without a transform."""
-    return local_patch + lowpass(global_patch - local_patch, rows, cols)
+    """x_l + LP(x_g - x_l): F^-1(M F(x_g) + (1 - M) F(x_l)) with a box mask M, by linearity without a transform.
+
+    LP(X) = D_h X D_w^T with the low-pass matrices rows (h, h) and cols (w, w), on patches (..., h, w, C).
+    """
+    h, w, channels = local_patch.shape[-3:]
+    across = torch.matmul(cols, (global_patch - local_patch).reshape(-1, w, channels)).view(-1, h, w * channels)
+    local = local_patch.reshape(-1, h, w * channels)
+    return torch.baddbmm(local, rows.expand(len(local), -1, -1), across).view(local_patch.shape)

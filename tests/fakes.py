@@ -18,8 +18,12 @@ def attention(q, k, v, pe, mask=None, transformer_options=None):
     def rotate(x):
         return (pe.to(x.dtype) * x.unflatten(-1, (-1, 2)).unsqueeze(-2)).sum(-1).flatten(-2)
 
-    out = F.scaled_dot_product_attention(rotate(q), rotate(k), v, attn_mask=mask)
-    return out.transpose(1, 2).flatten(2)
+    return attention_function(rotate(q), rotate(k), v, q.shape[1], mask, skip_reshape=True)
+
+
+def attention_function(q, k, v, heads, mask=None, skip_reshape=False, transformer_options=None):
+    assert skip_reshape and heads == q.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):

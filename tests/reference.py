@@ -62,6 +62,52 @@ def ids_of(text, pos):
     return np.concatenate([np.zeros((text, 3)), np.concatenate([np.zeros((len(pos), 1)), pos], 1)])
 
 
+def block_means(x, p):
+    """(H, W, C) -> means over blocks of p x p, those at the far edges smaller."""
+    H, W = x.shape[:2]
+    return np.array(
+        [[x[i : i + p, j : j + p].reshape(-1, x.shape[2]).mean(0) for j in range(0, W, p)] for i in range(0, H, p)]
+    )
+
+
+def band_limited(means, grid, p, cutoff):
+    """The (H, W, C) sum of cosine products of at most `cutoff` cycles per token whose block means come closest."""
+    H, W = grid
+    waves = []
+    for a in range(H):
+        for b in range(W):
+            if a / (2 * H) <= cutoff + 1e-12 and b / (2 * W) <= cutoff + 1e-12:
+                column = np.cos(np.pi * a * (np.arange(H) + 0.5) / H)
+                waves.append(np.outer(column, np.cos(np.pi * b * (np.arange(W) + 0.5) / W))[..., None])
+    seen = np.stack([block_means(wave, p).reshape(-1) for wave in waves], 1)
+    amplitudes = np.linalg.lstsq(seen, means.reshape(len(seen), -1), rcond=None)[0]
+    return np.tensordot(np.concatenate(waves, -1), amplitudes, 1)
+
+
+def resdit_fast(q, k, v, text, grid, base, phase, *, axes_dim, theta, scale, cutoff, sigma, p=2):
+    """The method with its global branch on block means, for one sample."""
+    (H, W), (h, w), T = grid, base, text
+
+    def merged(out):
+        return np.moveaxis(out, 0, 1).reshape(out.shape[1], -1)
+
+    def pooled(x):
+        image = [block_means(head[T:].reshape(H, W, -1), p).reshape(-1, x.shape[-1]) for head in x]
+        return np.concatenate([x[:, :T], np.array(image)], 1)
+
+    scaled = positions(H, W, H / h, W / w)
+    coarse = ids_of(T, block_means(scaled.reshape(H, W, 2), p).reshape(-1, 2))
+    keys = rotate(pooled(k), coarse, axes_dim, theta)
+    if phase == "global":
+        return merged(attention(rotate(q * scale, ids_of(T, scaled), axes_dim, theta), keys, pooled(v)))
+    x_g = merged(attention(rotate(pooled(q) * scale, coarse, axes_dim, theta), keys, pooled(v)))
+    local = resdit(q, k, v, T, grid, base, "local", axes_dim=axes_dim, theta=theta, scale=1, cutoff=0, sigma=sigma)
+    image = local[T:].reshape(H, W, -1)
+    missing = x_g[T:].reshape(-(-H // p), -(-W // p), -1) - block_means(image, p)
+    image = image + band_limited(missing, grid, p, cutoff)
+    return np.concatenate([x_g[:T], image.reshape(H * W, -1)])
+
+
 def resdit(q, k, v, text, grid, base, phase, *, axes_dim, theta, scale, cutoff, sigma, pes=True, pipe=True):
     """The whole method for one sample: q, k, v (heads, T + H*W, D) -> (T + H*W, heads*D)."""
     (H, W), (h, w), T = grid, base, text

@@ -7,29 +7,25 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdit_ext import BALANCED, ResDiTConfig
+from resdit_ext import BALANCED, ResDiTConfig, attention
 from resdit_ext.attention import Plan, resdit_attention
-from resdit_ext.families.flux import text_first_ids
+from resdit_ext.families.flux import flux_turns
 from resdit_ext.geometry import Grid, make_layout
-from resdit_ext.positions import rotary_matrices
+from resdit_ext.memory import OutOfMemory, working_bytes
+from resdit_ext.positions import rotary_turns, rotate
 from resdit_ext.schedule import Phase
 from tests import reference
 
 AXES, THETA, TEXT, HEADS = (4, 6, 6), 10000, 3, 2
 
 
-def attend(q, k, v, pe):
-    """PyTorch's attention after rotation by matrices, as FLUX code calls it."""
-
-    def rotate(x):
-        pairs = x.unflatten(-1, (-1, 2)).unsqueeze(-2)
-        return (pe.to(x.dtype) * pairs).sum(-1).flatten(-2)
-
-    return F.scaled_dot_product_attention(rotate(q), rotate(k), v).transpose(1, 2).flatten(2)
+def attend(q, k, v):
+    """PyTorch's attention as hosts call it: of rotated q and k, heads merged."""
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def embed(positions):
-    return rotary_matrices(text_first_ids(TEXT, positions), AXES, THETA)[None, None]
+    return flux_turns(TEXT, positions, AXES, THETA)
 
 
 def make_plan(H, W, config, text=TEXT):
@@ -98,8 +94,9 @@ def test_scale_one_is_plain_attention(phase):
     config = ResDiTConfig(base_tokens=64)
     q, k, v = qkv(8, 8)
     plan = make_plan(8, 8, config)
-    assert plan.layout.is_base and plan.logit_scale == 1
-    plain = attend(q, k, v, plan.global_positions)
+    assert plan.layout.is_base and plan.branches[phase].logit_scale == 1
+    turns = plan.branches[phase].keys
+    plain = attend(rotate(q, turns), rotate(k, turns), v)
     assert torch.allclose(resdit_attention(q, k, v, plan, phase, attend), plain, atol=1e-6)
 
 
@@ -110,18 +107,27 @@ def test_chunks_do_not_change_the_result(phase):
     results = []
     for at_once in (1, 3, 100):
         plan = make_plan(12, 12, config)
-        plan.patches_at_once = lambda _, n=at_once: n
+        plan._chunk = at_once
         results.append(resdit_attention(q, k, v, plan, phase, attend))
     assert torch.allclose(results[0], results[1], atol=1e-6)
     assert torch.allclose(results[0], results[2], atol=1e-6)
 
 
-def test_chunk_size_follows_the_budget():
+def test_chunk_size_follows_the_budget_and_what_is_free(monkeypatch):
     q = torch.empty(1, 24, 512 + 192 * 192, 128, dtype=torch.bfloat16, device="meta")
-    plans = {mb: Plan(make_layout(Grid(192, 192), c), c, 512, lambda p: None) for mb in (1, 512, 4096)
-             for c in [dataclasses.replace(BALANCED, chunk_mb=mb)]}  # fmt: skip
-    sizes = {mb: plan.patches_at_once(q) for mb, plan in plans.items()}
-    assert sizes[1] == 1 < sizes[512] < sizes[4096]
+
+    def patches(megabytes, device="meta"):
+        config = dataclasses.replace(BALANCED, chunk_mb=megabytes)
+        plan = Plan(make_layout(Grid(192, 192), config), config, 512, lambda p: rotary_turns(p, (4, 4), 10000))
+        monkeypatch.setattr(attention, "working_bytes", lambda _, at_most: working_bytes(torch.device(device), at_most))
+        return plan.patches_at_once(q)
+
+    assert patches(1) == 1 < patches(512) < patches(4096)
+    assert patches(4096, "cpu") == patches(64)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 2**28)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**28)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 2**36))
+    assert patches(4096, "cuda") == patches(512) > 1
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -159,5 +165,76 @@ def test_no_mask_is_ever_passed_and_inputs_are_untouched():
 
     for phase in Phase:
         resdit_attention(q, k, v, plan, phase, spy)
-    assert {len(args) for args in calls} == {4}
+    assert {len(args) for args in calls} == {3}
     assert all(torch.equal(a, b) for a, b in zip(before, (q, k, v), strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 3e-6), (torch.float32, 2e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("phase", [Phase.GLOBAL, Phase.FUSED])
+@pytest.mark.parametrize("size", [(9, 9), (12, 12), (8, 13)])
+def test_the_fast_mode_matches_the_reference(dtype, tolerance, phase, size):
+    """Sides that are and are not a whole number of blocks."""
+    plan = make_plan(*size, ResDiTConfig(base_tokens=16, cutoff=0.3, speed="fastest"))
+    q, k, v = qkv(*size, dtype=dtype)
+    base, coarse = plan.layout.base, -(-size[0] // 2) * -(-size[1] // 2)
+    expected = reference.resdit_fast(
+        *(x[0].double().numpy() for x in (q, k, v)),
+        TEXT,
+        size,
+        (base.height, base.width),
+        phase.value,
+        axes_dim=AXES,
+        theta=THETA,
+        scale=np.log(TEXT + coarse) / np.log(TEXT + base.tokens),
+        cutoff=0.15,
+        sigma=0.25,
+    )
+    got = resdit_attention(q, k, v, plan, phase, attend)
+    assert got.dtype == dtype and relative_error(got[0], expected) < tolerance
+
+
+def test_the_fast_mode_is_exact_in_local_calls_and_below_2x():
+    config = ResDiTConfig(base_tokens=20)
+    for speed, size, phases in (
+        ("fastest", (12, 12), [Phase.LOCAL]),
+        ("fast", (12, 12), [Phase.LOCAL, Phase.GLOBAL]),
+        ("fastest", (7, 8), list(Phase)),
+    ):
+        fast, (q, k, v) = dataclasses.replace(config, speed=speed), qkv(*size)
+        for phase in phases:
+            one, other = (resdit_attention(q, k, v, make_plan(*size, c), phase, attend) for c in (config, fast))
+            assert torch.equal(one, other)
+
+
+class ShortOfMemory:
+    """Attention on a device that has room for so many sequences at once."""
+
+    def __init__(self, room):
+        self.room, self.sizes = room, []
+
+    def __call__(self, q, k, v):
+        if len(q) > self.room:
+            raise OutOfMemory("no room")
+        self.sizes.append(len(q))
+        return attend(q, k, v)
+
+
+@pytest.mark.parametrize("phase", [Phase.LOCAL, Phase.FUSED])
+@pytest.mark.parametrize("speed", ["exact", "fast"])
+def test_out_of_memory_halves_the_chunk_once_per_size(phase, speed):
+    config, said = ResDiTConfig(base_tokens=16, speed=speed), []
+    plan = Plan(make_layout(Grid(12, 12), config), config, TEXT, embed, say=said.append)
+    q, k, v = qkv(12, 12, dtype=torch.float32)
+    expected = resdit_attention(q, k, v, make_plan(12, 12, config), phase, attend)
+    tight = ShortOfMemory(5)
+    for _ in range(2):
+        got = resdit_attention(q, k, v, plan, phase, tight)
+        assert torch.allclose(got, expected, atol=1e-6)
+    assert said == [f"out of memory at 12x12 tokens: going on with {n} patches at once" for n in (8, 4)]
+    assert max(tight.sizes) == 4
+
+
+def test_out_of_memory_with_a_single_patch_is_the_hosts_to_handle():
+    plan = make_plan(12, 12, ResDiTConfig(base_tokens=16))
+    with pytest.raises(OutOfMemory):
+        resdit_attention(*qkv(12, 12), plan, Phase.LOCAL, ShortOfMemory(0))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from diffusers.models.transformers import transformer_flux
+from torch._dynamo.testing import CompileCounter
 
 from resdit_ext import ResDiTConfig, ResDiTError, Unsupported, apply_resdit, remove_resdit
 from resdit_ext.hosts.diffusers.flux import grid_of
@@ -226,3 +227,31 @@ def test_refusals():
         apply_resdit(torch.nn.Linear(2, 2))
     with pytest.raises(ResDiTError, match="pass a ResDiTConfig"):
         apply_resdit(torch.nn.Linear(2, 2), {"cutoff": 0.2})
+
+
+@pytest.mark.parametrize("how", ["blocks", "module", "wrapper"])
+def test_a_compiled_model_gives_the_same_and_is_not_compiled_again(model, how):
+    """As users compile it: its repeated blocks, the module in place, or a wrapper of it."""
+    config, sigmas = ResDiTConfig(base_tokens=16, fused_until=0.57), (0.99, 0.8, 0.1)
+    plain = run(model, 9, 9)
+    apply_resdit(model, config)
+    expected = [run(model, 9, 9, sigma) for sigma in sigmas]
+    remove_resdit(model)
+    torch.compiler.reset()
+    counter = CompileCounter()
+    if how == "blocks":
+        for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+            block.compile(backend=counter)
+    elif how == "module":
+        model.compile(backend=counter)
+    compiled = torch.compile(model, backend=counter) if how == "wrapper" else model
+    counts = []
+    for _ in range(3):
+        assert torch.allclose(run(compiled, 9, 9), plain, atol=1e-5)
+        apply_resdit(compiled, config)
+        for sigma, wanted in zip(sigmas, expected, strict=True):
+            assert torch.allclose(run(compiled, 9, 9, sigma), wanted, atol=1e-5)
+        remove_resdit(compiled)
+        counts.append(counter.frame_count)
+    assert 0 < counts[0] and counts[1] == counts[2]
+    torch.compiler.reset()

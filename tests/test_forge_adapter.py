@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from resdit_ext import ResDiTConfig, Unsupported
 from resdit_ext.families import flux as family_module
@@ -85,12 +86,12 @@ def test_the_block_attention_is_the_methods(unet, monkeypatch):
 def test_the_hosts_extra_arguments_reach_its_attention(unet, monkeypatch):
     seen = []
 
-    def spying(q, k, v, pe, mask=None, transformer_options=None):
+    def spying(*args, transformer_options=None, **kwargs):
         seen.append(transformer_options)
-        return plain(q, k, v, pe)
+        return plain(*args, **kwargs)
 
-    plain = fakes.attention
-    monkeypatch.setattr(fakes, "attention", spying)
+    plain = fakes.attention_function
+    monkeypatch.setattr(fakes, "attention_function", spying)
     forward = fakes.Block.forward
 
     def with_options(self, x, pe):
@@ -121,6 +122,25 @@ def test_a_fault_leaves_nothing_patched_and_a_b_a_is_identical(unet, fault):
     patched.sample(x, 0.6)
     assert fakes.attention is plain_attention
     assert torch.equal(unet.sample(x, 0.6), before) and "model_function_wrapper" not in unet.model_options
+
+
+def test_a_compiled_model_gives_the_same_and_is_not_compiled_again(unet):
+    """As Forge Neo compiles it: after the extensions have attached, for the duration of a model call."""
+    x, sigmas, counter = latent(24, 24), (0.95, 0.6, 0.2), CompileCounter()
+    plain, expected = unet.sample(x, 0.6), [attached(unet)[0].sample(x, sigma) for sigma in sigmas]
+    torch.compiler.reset()
+    compiled, counts = torch.compile(unet.model.diffusion_model, backend=counter), []
+    for _ in range(3):
+        patched, *_ = attached(unet)
+        patched.model.diffusion_model = compiled
+        for sigma, wanted in zip(sigmas, expected, strict=True):
+            assert torch.allclose(patched.sample(x, sigma), wanted, atol=1e-5)
+        off = unet.clone()
+        off.model.diffusion_model = compiled
+        assert torch.allclose(off.sample(x, 0.6), plain, atol=1e-5)
+        counts.append(counter.frame_count)
+    assert 0 < counts[0] == counts[1] == counts[2]
+    torch.compiler.reset()
 
 
 def test_another_wrapper_stays_outside_and_sees_tiles_patched(unet):
@@ -173,7 +193,7 @@ def model_like(name="stranger", attention=None, **attributes):
     module = types.ModuleType(name)
     module.Block = type("Block", (nn.Module,), {"__module__": name})
     if attention is not None:
-        module.attention = attention
+        module.attention, module.attention_function = attention, fakes.attention_function
     sys.modules[name] = module
     model = fakes.FakeFlux()
     model.double_blocks = nn.ModuleList([module.Block()])
@@ -190,7 +210,7 @@ def model_like(name="stranger", attention=None, **attributes):
         (model_like(distilled_guidance_layer=nn.Identity()), "Chroma is not supported yet"),
         (fakes.FakeFlux(axes_dim=(4, 4, 4, 4)), "4 position axes where FLUX.1 has 3"),
         (model_like(txt_ids_dims=[3]), "text has positions of its own"),
-        (model_like(), "stranger has no function `attention`"),
+        (model_like(), "stranger has no attention and no attention_function"),
         (model_like("odd", lambda x, context, pe: x), r"odd.attention does not begin with \(q, k, v, pe\)"),
         (model_like("mixed", single_blocks=nn.ModuleList([fakes.Block()])), "come from 2 modules"),
     ],

@@ -1,14 +1,15 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdit_ext import ResDiTConfig, ResDiTError
+from resdit_ext import ResDiTConfig, ResDiTError, positions
 from resdit_ext.geometry import Grid, base_grid, make_layout, partition_starts
-from resdit_ext.positions import grid_positions, patch_indices, rotary_matrices
+from resdit_ext.positions import Turns, grid_positions, patch_indices, rotary_turns, rotate
 from tests import reference
 
 sides = st.integers(1, 400)
@@ -100,12 +101,18 @@ def test_scaled_positions_stay_in_the_trained_range_and_distinct():
     assert len(rows) == 300 and rows.max() < layout.base.height
 
 
-def test_rotary_matrices_rotate_as_complex_numbers():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 2e-6), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("at_once", [1, 100])
+def test_rotation_is_a_complex_product(monkeypatch, dtype, tolerance, at_once):
+    monkeypatch.setattr(positions, "ROTATED_AT_ONCE", {True: at_once})
     axes_dim, theta = (4, 14, 14), 10000
     ids = torch.rand(7, 3) * 50
-    x = torch.randn(7, 32, dtype=torch.float64)
-    matrices = rotary_matrices(ids, axes_dim, theta)
-    assert matrices.shape == (7, 16, 2, 2) and matrices.dtype == torch.float32
-    got = torch.einsum("ldij,ldj->ldi", matrices.double(), x.unflatten(1, (16, 2))).flatten(1)
-    expected = reference.rotate(x.numpy(), ids.double().numpy(), axes_dim, theta)
-    assert torch.allclose(got, torch.from_numpy(expected), atol=2e-6)
+    x = torch.randn(2, 3, 7, 32, dtype=torch.float64).to(dtype)
+    turns = rotary_turns(ids, axes_dim, theta)
+    got = rotate(x, turns, 1.25)
+    assert got.dtype == dtype
+    expected = 1.25 * reference.rotate(x.double().numpy(), ids.double().numpy(), axes_dim, theta)
+    assert np.abs(got.double().numpy() - expected).max() < tolerance * np.abs(expected).max()
+    differing = Turns(*(t[:, None] for t in rotary_turns(torch.stack((ids, ids + 1)), axes_dim, theta)))
+    assert torch.equal(rotate(x, differing)[:1], rotate(x[:1], turns))
+    assert torch.equal(rotate(x, differing)[1:], rotate(x[1:], rotary_turns(ids + 1, axes_dim, theta)))

@@ -25,7 +25,7 @@ from resdit_ext.webui.status import describe
 # The positional order is a public contract: a new option may only be appended.
 CONTRACT = [
     "enabled", "size", "ratio", "portrait", "width", "height", "global_until", "fused_until", "cutoff",
-    "cutoff_unit", "attention_scale", "base_size", "base_shape", "splice_sigma", "chunk_mb",
+    "cutoff_unit", "attention_scale", "base_size", "base_shape", "splice_sigma", "chunk_mb", "speed",
 ]  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_value_pastes_as_the_default(text):
         (({"height": 16384},), "height is 16384"),
         (({"size": "5K"},), "size is '5K'; choose one of 'WebUI', '2K'"),
         (({"enabled": "yes"},), "enabled is 'yes'; it must be true or false"),
-        (({"preset": "Best"},), "preset is 'Best'; choose one of 'Balanced', 'More detail', 'Paper'"),
+        (({"preset": "Best"},), "preset is 'Best'; choose one of 'Balanced', 'Fast', 'More detail', 'Paper'"),
         (({"attention_scale": "cube"},), "attention_scale is 'cube'; it must be one of 'off', 'sqrt-log', 'log' or"),
         (({"attention_scale": True},), "attention_scale is True"),
         (({"cutoff": None},), "cutoff is None"),

@@ -20,11 +20,13 @@ class Family(Protocol):
     Attributes:
         name: as users know it.
         hidden_size: channels of a token.
+        pools: True where the fast modes have an effect.
         peak_vectors: live activations at a block's peak with the method, in hidden vectors per token.
     """
 
     name: str
     hidden_size: int
+    pools: bool
     peak_vectors: int
 
     @staticmethod

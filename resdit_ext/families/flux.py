@@ -13,21 +13,22 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from ..attention import Plan, resdit_attention
+from ..attention import plan_for, resdit_attention
 from ..errors import Unsupported
 from ..geometry import Grid
-from ..patching import swapped
-from ..positions import rotary_matrices
+from ..patching import redirected
+from ..positions import Turns, rotary_turns
 from ..run import Run
 
+NEEDED = ("attention", "attention_function")
 PATCH = 2  # latent pixels per token and axis
 
 
-def text_first_ids(text: int, positions: Tensor) -> Tensor:
-    """FLUX ids (..., T + L, 3): zeros for text, then (0, row, column) from positions (..., L, 2)."""
+def flux_turns(text: int, positions: Tensor, axes_dim: tuple[int, ...], theta: float) -> Turns:
+    """Turns (..., T + L, D) of FLUX's ids: zeros for text, then (0, row, column) from positions (..., L, 2)."""
     ids = positions.new_zeros(*positions.shape[:-2], text + positions.shape[-2], 3)
     ids[..., text:, 1:] = positions
-    return ids
+    return rotary_turns(ids, axes_dim, theta)
 
 
 def refusal(model: object) -> str | None:
@@ -46,9 +47,10 @@ class Flux:
     """FLUX.1 in Forge, Forge Neo and ersatzForge."""
 
     name = "FLUX.1"
-    # A little above what tests/hosts/memory.py counts at 2K to 4K: 23.4 in Forge (22.2 without the method), 29.5 in
-    # ersatzForge (27.2).
-    peak_vectors = 30
+    pools = True
+    # A little above what tests/hosts/memory.py counts at 2K to 4K: 18.4 in Forge (22.2 without the method) and at most
+    # 24.1 in ersatzForge (27.2).
+    peak_vectors = 25
 
     def __init__(self, model: object) -> None:
         if reason := refusal(model):
@@ -58,10 +60,9 @@ class Flux:
             raise Unsupported(f"its blocks come from {len(modules)} modules ({', '.join(sorted(modules))}), not one")
         (name,) = modules
         self.module = sys.modules[name]
-        attention = getattr(self.module, "attention", None)
-        if not callable(attention):
-            raise Unsupported(f"{name} has no function `attention` (Nunchaku and fused builds are not supported)")
-        if list(inspect.signature(attention).parameters)[:4] != ["q", "k", "v", "pe"]:
+        if missing := [name for name in NEEDED if not callable(getattr(self.module, name, None))]:
+            raise Unsupported(f"{name} has no {' and no '.join(missing)} (Nunchaku and fused builds are not supported)")
+        if list(inspect.signature(self.module.attention).parameters)[:4] != ["q", "k", "v", "pe"]:
             raise Unsupported(f"{name}.attention does not begin with (q, k, v, pe)")
         self.hidden_size = model.hidden_size
         self.axes_dim = tuple(model.pe_embedder.axes_dim)
@@ -99,25 +100,24 @@ class Flux:
             return
         original, phase = self.module.attention, run.phase(sigma)
 
-        def embed(positions: Tensor) -> Tensor:
-            pe = rotary_matrices(text_first_ids(text, positions), self.axes_dim, self.theta)
-            return pe[None, None]  # (1, 1, T + L, D/2, 2, 2)
+        def embed(positions: Tensor) -> Turns:
+            return flux_turns(text, positions, self.axes_dim, self.theta)
 
-        def attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, *args: object, **kwargs: object) -> Tensor:
+        def method(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, **kwargs: object) -> Tensor:
             extra = q.shape[2] - text - layout.grid.tokens
             if extra or kwargs.get("mask") is not None:
                 run.say(
                     f"not active: {f'{extra} tokens of a reference image (Kontext)' if extra else 'attention masks'} "
                     "are not supported"
                 )
-                return original(q, k, v, pe, *args, **kwargs)
+                return original(q, k, v, pe, **kwargs)
 
-            def attend(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-                return original(q, k, v, positions, *args, **kwargs)
+            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                return self.module.attention_function(q, k, v, q.shape[1], skip_reshape=True, **kwargs)
 
-            plan = run.cached((layout, text, str(q.device)), lambda: Plan(layout, run.config, text, embed, q.device))
             run.calls["blocks"] += 1
+            plan = plan_for(run, layout, text, embed, q.device)
             return resdit_attention(q, k, v, plan, phase, attend)
 
-        with swapped(self.module, attention=attention):
+        with redirected(self.module, "attention", method):
             yield

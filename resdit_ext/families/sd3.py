@@ -35,6 +35,7 @@ class SD3:
     """SD3-medium and SD3.5 in Forge and ersatzForge; SD3-medium in A1111."""
 
     name = "SD3"
+    pools = False  # its attention is the model's own, in whole calls
     peak_vectors = 32  # tests/hosts/memory.py counts 30.9 in Forge at 4K, 22.9 in ersatzForge
 
     def __init__(self, model: object) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..cost import activation_bytes
 from ..families import Family, identify
 from ..run import Run
 
 WRAPPER = "model_function_wrapper"
 MEMORY = "memory_peak_estimation_modifier"
-LONGEST_TEXT = 512
 
 
 def peak_memory(model: object, family: Family, run: Run) -> Callable[[list[int]], float]:
@@ -27,9 +27,9 @@ def peak_memory(model: object, family: Family, run: Run) -> Callable[[list[int]]
     """
 
     def estimate(shape: list[int]) -> float:
-        tokens = family.grid(torch.empty(shape, device="meta")).tokens + LONGEST_TEXT
-        vector = family.hidden_size * model.computation_dtype.itemsize
-        return max(1, shape[0] / 2) * tokens * family.peak_vectors * vector + run.config.chunk_mb * 2**20
+        grid = family.grid(torch.empty(shape, device="meta"))
+        picture = activation_bytes(grid, family, model.computation_dtype.itemsize)
+        return max(1, shape[0] / 2) * picture + run.config.chunk_mb * 2**20
 
     estimate.resdit = True
     return estimate

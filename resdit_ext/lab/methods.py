@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import BALANCED, MORE_DETAIL, PAPER, ResDiTConfig
+from ..config import BALANCED, FAST, MORE_DETAIL, PAPER, ResDiTConfig
 from ..geometry import Grid
 from .model import BASE_TOKENS
 
@@ -21,6 +21,8 @@ METHODS: dict[str, ResDiTConfig | None] = {
     "Paper w/o GWS": replace(_PAPER, splice="mean"),
     "Paper": _PAPER,
     "Balanced": replace(BALANCED, base_tokens=BASE_TOKENS),
+    "Fast": replace(FAST, base_tokens=BASE_TOKENS),
+    "Fastest": replace(FAST, speed="fastest", base_tokens=BASE_TOKENS),
     "More detail": replace(MORE_DETAIL, base_tokens=BASE_TOKENS),
 }
 

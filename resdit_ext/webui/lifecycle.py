@@ -98,12 +98,12 @@ def process(p: object, *_: object) -> None:
     if generation is None:
         return
     try:
-        host_of(p).family_of(p)
+        family = host_of(p).family_of(p)
     except Unsupported:
         for name, side in generation.replaced.items():  # the image is to be made as if we were off
             setattr(p, name, side)
         raise
-    _, line = describe(generation.request, *final_size(p), p.steps)
+    _, line = describe(generation.request, *final_size(p), p.steps, family)
     logger.info(line)
     p.comment(f"ResDiT {line}")
     p.extra_generation_params.update(infotext.parameters(generation.request))

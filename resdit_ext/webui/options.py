@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import BALANCED, PRESETS, ResDiTConfig
+from ..config import BALANCED, PRESETS, SPEEDS, ResDiTConfig
 from ..errors import ResDiTError
 
 PIXELS_PER_TOKEN = 16
@@ -127,6 +127,14 @@ OPTIONS = (
     ),
     _parameter(
         "chunk_mb", "Chunk memory", "number", "MiB for the patches computed at once", low=16, high=16384, step=16
+    ),
+    _parameter(
+        "speed",
+        "Speed",
+        "choice",
+        "FLUX from 2x on: coarser layout attention in fused steps (fast), in all steps (fastest)",
+        choices=SPEEDS,
+        advanced=False,
     ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}

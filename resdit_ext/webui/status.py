@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+from ..cost import activation_bytes, attention_cost
+from ..families import Family, Flux
 from ..geometry import Grid, make_layout
 from ..schedule import steps_per_phase
 from .options import PIXELS_PER_TOKEN, Request
 
+# What the page assumes before a model is loaded.
+FLUX_DEV = SimpleNamespace(name=Flux.name, hidden_size=3072, peak_vectors=Flux.peak_vectors, pools=Flux.pools)
 
-def describe(request: Request, width: int, height: int, steps: int) -> tuple[bool, str]:
+
+def describe(request: Request, width: int, height: int, steps: int, family: Family = FLUX_DEV) -> tuple[bool, str]:
     """(active, line) for an output of `width` x `height` pixels in `steps` steps."""
     if not request.enabled:
         return False, "not active: switched off"
@@ -20,4 +28,9 @@ def describe(request: Request, width: int, height: int, steps: int) -> tuple[boo
     scale = max(layout.scales)
     beyond = "; beyond 4x nothing was measured" if scale > 4.05 else ""
     count = f"{len(layout.rows)}x{len(layout.cols)} patches of {base}"
-    return True, f"active: {size}, scale {scale:.2f}, {count}, steps: {phases} of {steps}{beyond}"
+    config = request.config if family.pools else replace(request.config, speed="exact")
+    cost = f"attention {attention_cost(layout, config, steps):.2f}x of plain"
+    if config != request.config:
+        cost += f" (the fast modes have no effect on {family.name})"
+    memory = f"{activation_bytes(layout.grid, family) / 1e9:.1f} GB beside {family.name}'s weights"
+    return True, f"active: {size}, scale {scale:.2f}, {count}, steps: {phases} of {steps}; {cost}, {memory}{beyond}"

@@ -76,6 +76,7 @@ class Accordion:
                 add("ratio", "portrait")
             with gr.Row(elem_classes="resdit-row", visible=False) as self.custom_row:
                 add("width", "height")
+            add("speed")
             self.status = gr.HTML(status_html(HOST_DEFAULTS, ()), elem_id=f"{self.prefix}_status")
             with gr.Accordion("Advanced", open=False, elem_id=f"{self.prefix}_advanced"):
                 with gr.Row():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import sys
@@ -16,6 +17,7 @@ from resdit_ext import ResDiTConfig, Unsupported
 from resdit_ext.families import identify
 from resdit_ext.hosts.forge import attach
 from resdit_ext.run import Run
+from resdit_ext.schedule import Phase
 from tests import reference
 from tests.hosts import kit
 from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, Skipped, big, check, same, small
@@ -57,8 +59,8 @@ def above_the_base_size_it_runs(bench: Bench) -> str:
 
 
 @check
-def rotary_matrices_are_the_hosts(bench: Bench) -> str:
-    """With native positions and no scale the method is plain attention at any size: only `pe` could differ."""
+def the_rotation_is_the_hosts(bench: Bench) -> str:
+    """With native positions and no scale the method is plain attention at any size: only the rotation could differ."""
     found = []
     for size in (TRIPLE, (31, 45)):
         with bench.spied() as theirs:
@@ -67,8 +69,10 @@ def rotary_matrices_are_the_hosts(bench: Bench) -> str:
         found.append(small(kit.error(kit.velocity(unet, kit.latent(*size), 0.8), plain), 1e-5, f"{size}: error"))
         same(run.calls["blocks"], bench.blocks, "blocks")
         (plan,) = run._made.values()
-        worst = (plan.global_positions - theirs[0]["pe"]).abs().max()
-        found.append(small(float(worst), 1e-5, f"{size}: matrices' error"))
+        turns = plan.branches[Phase.FUSED].keys
+        cos, sin = turns.cos[:, ::2], turns.sin[:, 1::2]
+        matrices = torch.stack((cos, -sin, sin, cos), -1).unflatten(-1, (2, 2))
+        found.append(small(float((matrices - theirs[0]["pe"]).abs().max()), 1e-5, f"{size}: matrices' error"))
     return ", ".join(found)
 
 
@@ -95,6 +99,31 @@ def every_attention_is_the_methods(bench: Bench) -> str:
             )
             worst = np.abs(got - expected).max() / np.abs(expected).max()
             found.append(small(float(worst), 1e-4, f"{size}, {phase}, block {index}: error"))
+    return ", ".join(found)
+
+
+@check
+def the_fast_mode_is_the_methods(bench: Bench) -> str:
+    """The global branch on means of tokens, in both phases that have one, against its own reference."""
+    pe, found = bench.model.pe_embedder, []
+    grid, base = (24, 24), (8, 8)
+    for phase in ("global", "fused"):
+        unet, _ = bench.attached(dataclasses.replace(CONFIG, speed="fastest"))
+        with bench.spied() as calls:
+            kit.velocity(unet, kit.latent(*TRIPLE), PHASES[phase])
+        same(len(calls), bench.blocks, "attention calls")
+        for index in (0, -1):
+            q, k, v, got = (calls[index][name][0].double().numpy() for name in ("q", "k", "v", "out"))
+            expected = reference.resdit_fast(
+                *(q, k, v, kit.TEXT, grid, base, phase),
+                axes_dim=pe.axes_dim,
+                theta=pe.theta,
+                scale=np.log(kit.TEXT + math.prod(grid) / 4) / np.log(kit.TEXT + math.prod(base)),
+                cutoff=CONFIG.cutoff / 2,
+                sigma=CONFIG.splice_sigma,
+            )
+            worst = np.abs(got - expected).max() / np.abs(expected).max()
+            found.append(small(float(worst), 1e-4, f"{phase}, block {index}: error"))
     return ", ".join(found)
 
 

@@ -9,15 +9,12 @@ that sizes can be compared.
 
 import importlib
 import sys
-import weakref
 from contextlib import nullcontext
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
+from benchmarks.counters import Peak
 from tests.hosts import kit
 
 WIDE = dict(vec_in_dim=768, context_in_dim=4096, hidden_size=3072, num_heads=24, axes_dim=[16, 56, 56])
@@ -31,28 +28,6 @@ SD35_MEDIUM = kit.SD3 | dict(
 )
 TEXT = 512
 SIZES = (1024, 2048, 3072, 4096)
-
-
-class Peak(TorchDispatchMode):
-    """Counts the bytes of live storages and remembers the most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.most = 0
-        self.seen = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.seen:
-                self.seen[storage] = size = storage.nbytes()
-                self.live += size
-                self.most = max(self.most, self.live)
-                weakref.finalize(storage, self.release, size)
-        return out
-
-    def release(self, size: int) -> None:
-        self.live -= size
 
 
 def count_flux(config: object) -> None:

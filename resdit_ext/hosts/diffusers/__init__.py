@@ -13,6 +13,12 @@ ADAPTERS = {"FluxTransformer2DModel": flux.resdit_forward, "SD3Transformer2DMode
 MARK = "_resdit"
 
 
+def transformer_of(pipe_or_transformer: object) -> object:
+    """The transformer of a pipeline, or itself; the one inside where it was wrapped by torch.compile."""
+    transformer = getattr(pipe_or_transformer, "transformer", pipe_or_transformer)
+    return getattr(transformer, "_orig_mod", transformer)
+
+
 def following(scheduler: object | None, run: Run, forward: Callable) -> Callable:
     """`forward`, reading the noise levels first, which a pipeline's scheduler only has once it runs."""
 
@@ -47,7 +53,7 @@ def apply_resdit(
     config = ResDiTConfig() if config is None else config
     if not isinstance(config, ResDiTConfig):
         raise ResDiTError(f"config is {config!r}; pass a ResDiTConfig")
-    transformer = getattr(pipe_or_transformer, "transformer", pipe_or_transformer)
+    transformer = transformer_of(pipe_or_transformer)
     scheduler = getattr(pipe_or_transformer, "scheduler", None) if sigmas is None else None
     adapter = ADAPTERS.get(type(transformer).__name__)
     if adapter is None:
@@ -67,7 +73,7 @@ def remove_resdit(pipe_or_transformer: object) -> None:
     Raises:
         ResDiTError: something else (an offload hook) has wrapped the forward since; remove that first.
     """
-    transformer = getattr(pipe_or_transformer, "transformer", pipe_or_transformer)
+    transformer = transformer_of(pipe_or_transformer)
     if not hasattr(transformer, MARK):
         return
     before, after = getattr(transformer, MARK)

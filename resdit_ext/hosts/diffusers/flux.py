@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
+import torch
 from torch import Tensor
 
-from ...attention import Plan, resdit_attention
+from ...attention import plan_for, resdit_attention
 from ...errors import Unsupported
-from ...families.flux import text_first_ids
-from ...geometry import Grid
-from ...patching import swapped
+from ...families.flux import flux_turns
+from ...geometry import Grid, Layout
+from ...patching import redirected, swapped
+from ...positions import Turns
 from ...run import Run
+from ...schedule import Phase
 
 NEEDED = ("apply_rotary_emb", "dispatch_attention_fn")
 
@@ -32,12 +37,44 @@ def grid_of(img_ids: Tensor, tokens: int) -> Grid:
     return Grid(tokens // width, width)
 
 
+def unrotated(x: Tensor, *_: object, **__: object) -> Tensor:
+    """In place of diffusers' rotation."""
+    return x
+
+
+@contextmanager
+def attention_at(transformer: object, run: Run, layout: Layout, text: int, phase: Phase) -> Iterator[None]:
+    """Run the method in every block of the one forward made inside this context."""
+    module, rotary = sys.modules[type(transformer).__module__], transformer.pos_embed
+    dispatch = module.dispatch_attention_fn
+
+    def embed(positions: Tensor) -> Turns:
+        return flux_turns(text, positions, tuple(rotary.axes_dim), rotary.theta)
+
+    def method(q: Tensor, k: Tensor, v: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if not q.shape[1] == k.shape[1] == text + layout.grid.tokens:  # IP-Adapter's own attention, say
+            return dispatch(q, k, v, *args, **kwargs)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            return dispatch(q, k, v, *args, **kwargs).flatten(2, 3)
+
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        plan = plan_for(run, layout, text, embed, q.device)
+        return resdit_attention(q, k, v, plan, phase, attend).unflatten(2, (q.shape[1], -1))
+
+    # The processors rotate q and k before they attend; the method rotates them itself, per branch.
+    with swapped(module, apply_rotary_emb=unrotated), redirected(module, "dispatch_attention_fn", method):
+        yield
+
+
 def resdit_forward(transformer: object, run: Run, forward: Callable) -> Callable:
     """`forward` with the method in its attention for the duration of each call; raises Unsupported."""
     module = sys.modules[type(transformer).__module__]
     if missing := [name for name in NEEDED if not hasattr(module, name)]:
         raise Unsupported(f"{module.__name__} lacks {', '.join(missing)}: install diffusers 0.35 or newer")
 
+    @partial(torch.compiler.disable, recursive=False)
     def wrapped(*args: object, **kwargs: object) -> object:
         names = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "img_ids")
         given = dict(zip(names, args, strict=False)) | kwargs
@@ -50,28 +87,7 @@ def resdit_forward(transformer: object, run: Run, forward: Callable) -> Callable
         if layout.is_base:
             run.calls["base"] += 1
             return forward(*args, **kwargs)
-        phase = run.phase(float(given["timestep"].max()))
-        rotate, dispatch = module.apply_rotary_emb, module.dispatch_attention_fn
-
-        def embed(positions: Tensor) -> tuple[Tensor, Tensor]:
-            return transformer.pos_embed(text_first_ids(text, positions))
-
-        def attention(q: Tensor, k: Tensor, v: Tensor, *args: object, **kwargs: object) -> Tensor:
-            if not q.shape[1] == k.shape[1] == text + tokens:  # IP-Adapter's own attention, say
-                return dispatch(q, k, v, *args, **kwargs)
-
-            def attend(q: Tensor, k: Tensor, v: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
-                q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-                q, k = (rotate(x, positions, sequence_dim=1) for x in (q, k))
-                return dispatch(q, k, v, *args, **kwargs).flatten(2, 3)
-
-            plan = run.cached((layout, text, str(q.device)), lambda: Plan(layout, run.config, text, embed, q.device))
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            return resdit_attention(q, k, v, plan, phase, attend).unflatten(2, (q.shape[1], -1))
-
-        # The processors rotate q and k before they attend; the method rotates them itself, per branch.
-        unrotated = {"apply_rotary_emb": lambda x, *_, **__: x, "dispatch_attention_fn": attention}
-        with swapped(module, **unrotated):
+        with attention_at(transformer, run, layout, text, run.phase(float(given["timestep"].max()))):
             return forward(*args, **kwargs)
 
     return wrapped

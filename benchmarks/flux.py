@@ -1,0 +1,84 @@
+"""A FLUX.1-dev of full size with random weights, and calls of it in every phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from resdit_ext import BALANCED, FAST, PAPER, ResDiTConfig
+from resdit_ext.geometry import Grid
+from resdit_ext.hosts.diffusers.flux import attention_at
+from resdit_ext.run import Run
+from resdit_ext.schedule import Phase, shifted_sigmas, steps_per_phase
+
+TEXT, STEPS = 512, 35
+PIXELS_PER_TOKEN = 16
+FLUX_DEV = dict(
+    patch_size=1,
+    in_channels=64,
+    num_layers=19,
+    num_single_layers=38,
+    attention_head_dim=128,
+    num_attention_heads=24,
+    joint_attention_dim=4096,
+    pooled_projection_dim=768,
+    guidance_embeds=True,
+    axes_dims_rope=(16, 56, 56),
+)
+SETTINGS = {
+    "Paper": PAPER,
+    "Balanced": BALANCED,
+    "Fast": FAST,
+    "Fastest": replace(FAST, speed="fastest"),
+}
+
+
+def model(device: str, blocks: tuple[int, int] = (19, 38)) -> FluxTransformer2DModel:
+    """FLUX.1-dev's transformer in bfloat16 with random weights, made on the device."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            return FluxTransformer2DModel(**FLUX_DEV | dict(num_layers=blocks[0], num_single_layers=blocks[1])).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def inputs(pixels: int, device: str) -> dict[str, Tensor]:
+    """The arguments of one model call at pixels x pixels."""
+    side = pixels // PIXELS_PER_TOKEN
+    make = dict(device=device, dtype=torch.bfloat16)
+    rows, cols = torch.meshgrid(*[torch.arange(side, device=device).float()] * 2, indexing="ij")
+    return dict(
+        hidden_states=torch.randn(1, side * side, 64, **make),
+        encoder_hidden_states=torch.randn(1, TEXT, 4096, **make),
+        pooled_projections=torch.randn(1, 768, **make),
+        timestep=torch.full((1,), 0.5, device=device),
+        guidance=torch.full((1,), 3.5, device=device),
+        img_ids=torch.stack((torch.zeros_like(rows), rows, cols), -1).reshape(-1, 3),
+        txt_ids=torch.zeros(TEXT, 3, device=device),
+        return_dict=False,
+    )
+
+
+def calls(
+    transformer: FluxTransformer2DModel, config: ResDiTConfig | None, pixels: int, device: str
+) -> list[tuple[int, Callable[[], object]]]:
+    """(steps of 35, one model call) for every phase of a setting; None is the model as it is."""
+    data = inputs(pixels, device)
+    if config is None:
+        return [(STEPS, lambda: transformer(**data))]
+    side = pixels // PIXELS_PER_TOKEN
+    run = Run(config, shifted_sigmas(STEPS))
+    layout = run.layout(Grid(side, side))
+
+    def call(phase: Phase) -> None:
+        with attention_at(transformer, run, layout, TEXT, phase):
+            transformer(**data)
+
+    return [(n, partial(call, phase)) for phase, n in steps_per_phase(config, STEPS).items() if n]

@@ -1,0 +1,36 @@
+"""What a generation will cost, before it starts."""
+
+from __future__ import annotations
+
+from .attention import pooled_phases
+from .config import ResDiTConfig
+from .families import Family
+from .geometry import Grid, Layout
+from .pooling import POOL
+from .schedule import Phase, steps_per_phase
+
+LONGEST_TEXT = 512  # FLUX's; SD3's is shorter
+
+
+def attention_cost(layout: Layout, config: ResDiTConfig, steps: int, text: int = LONGEST_TEXT) -> float:
+    """Operations of a run's attention relative to plain attention at the same size and number of steps.
+
+    Queries times keys, summed over the branches of every step; what the method adds around them is not counted.
+    """
+    grid, base = layout.grid, layout.base
+    whole, patch = text + grid.tokens, text + base.tokens
+    few = text + -(-grid.height // POOL) * -(-grid.width // POOL)
+    pooled = pooled_phases(layout, config)
+    local = len(layout.patches) * patch**2
+    per_step = {
+        Phase.GLOBAL: whole * (few if Phase.GLOBAL in pooled else whole),
+        Phase.FUSED: (few**2 if Phase.FUSED in pooled else whole**2) + local,
+        Phase.LOCAL: local,
+    }
+    phases = steps_per_phase(config, steps)
+    return sum(n * per_step[phase] for phase, n in phases.items()) / (steps * whole**2)
+
+
+def activation_bytes(grid: Grid, family: Family, itemsize: int = 2) -> int:
+    """Memory that one picture's activations need at their peak, beside the weights, at `itemsize` bytes a number."""
+    return (LONGEST_TEXT + grid.tokens) * family.hidden_size * family.peak_vectors * itemsize

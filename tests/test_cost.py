@@ -1,0 +1,63 @@
+"""The estimates shown before a run, against counts of what the code does."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks import flux
+from benchmarks.counters import Peak, by_kind, flop_counter
+from resdit_ext import BALANCED, PAPER, ResDiTConfig
+from resdit_ext.attention import Plan, resdit_attention
+from resdit_ext.cost import activation_bytes, attention_cost
+from resdit_ext.families.flux import flux_turns
+from resdit_ext.geometry import Grid, make_layout
+from resdit_ext.schedule import steps_per_phase
+from resdit_ext.webui.status import FLUX_DEV
+from tests.test_attention import attend
+
+TEXT, STEPS, AXES = 16, 20, (4, 6, 6)
+SETTINGS = [PAPER, BALANCED, *(replace(BALANCED, speed=speed) for speed in ("fast", "fastest"))]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("size", [(32, 32), (33, 20), (64, 48)])
+def test_attention_cost_is_what_is_counted(setting, size):
+    config = replace(setting, base_tokens=100)
+    layout = make_layout(Grid(*size), config)
+
+    def counted(work):
+        with flop_counter() as counter:
+            work()
+        return by_kind(counter)
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(1, 2, TEXT + layout.grid.tokens, sum(AXES))
+        plan = Plan(layout, config, TEXT, lambda p: flux_turns(TEXT, p, AXES, 10000))
+        plain, _ = counted(lambda: attend(q, q, q))
+        ours = around = 0
+        for phase, n in steps_per_phase(config, STEPS).items():
+            attention, rest = counted(partial(resdit_attention, q, q, q, plan, phase, attend))
+            ours, around = ours + n * attention, around + n * rest
+    assert attention_cost(layout, config, STEPS, TEXT) == pytest.approx(ours / (STEPS * plain), rel=1e-9)
+    assert around < 0.5 * ours  # at these small sizes; 1 % at FLUX's
+
+
+@pytest.mark.parametrize("setting", SETTINGS[1:])
+def test_the_memory_shown_covers_the_peak(setting):
+    """One double and one single block of full size in diffusers, at 2K."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        model, most = flux.model("cpu", blocks=(1, 1)), 0
+        for _, call in flux.calls(model, setting, 2048, "cpu"):
+            with Peak() as peak:
+                call()
+            most = max(most, peak.most)
+    estimate = activation_bytes(Grid(128, 128), FLUX_DEV)
+    assert 0.5 * estimate < most < estimate
+
+
+def test_the_cost_of_the_whole_picture_in_one_branch():
+    layout = make_layout(Grid(128, 128), config := ResDiTConfig(global_until=1.0))
+    assert attention_cost(layout, config, 35) == 1
