@@ -17,12 +17,12 @@ MEMORY = "peak memory above plain, 4K, measured, {}"
 GIGABYTE = 1e9
 
 
-def run_time(calls: list[tuple[int, Callable[[], object]]]) -> float:
+def run_time(calls: list[tuple[int, Callable[[], object]]], device: str) -> float:
     """Seconds of a run's 35 steps: the median time of a call of each phase, times its steps."""
     total = 0.0
     for steps, call in calls:
         call()
-        total += steps * statistics.median(seconds(call, "cuda") for _ in range(ROUNDS))
+        total += steps * statistics.median(seconds(call, device) for _ in range(ROUNDS))
     return total
 
 
@@ -44,10 +44,10 @@ def rows(device: str) -> list[Row]:
     with torch.inference_mode():
         transformer = flux.model(device)
         plain = flux.calls(transformer, None, PIXELS, device)
-        time, most, found = run_time(plain), peak(plain), []
+        time, most, found = run_time(plain, device), peak(plain), []
         for name, config in flux.SETTINGS.items():
             calls = flux.calls(transformer, config, PIXELS, device)
-            found.append(Row(WHAT.format(name), AIMS[name], run_time(calls) / time, how="timed, cuda"))
+            found.append(Row(WHAT.format(name), AIMS[name], run_time(calls, device) / time, how="timed, cuda"))
             above = (peak(calls) - most) / GIGABYTE
             found.append(Row(MEMORY.format(name), "<= 1.0", above, unit=" GB", how="allocator, cuda"))
     return found

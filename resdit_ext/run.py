@@ -79,3 +79,7 @@ class Run:
                 self._made.pop(next(iter(self._made)))
             self._made[key] = made
         return self._made[key]
+
+    def release(self) -> None:
+        """Drop what was made; asked for again it is made again."""
+        self._made.clear()

@@ -48,13 +48,14 @@ class PositionTable:
         self.stored = stored.detach()
         self.size, half = len(stored), stored.shape[-1] // 2
         tolerance = 0.01 + torch.finfo(stored.dtype).eps
-        across, down = self.stored[0, :, :half].float().cpu(), self.stored[:, 0, half:].float().cpu()
-        separable = all(
-            (row[:, :half].float().cpu() - across).abs().max() <= tolerance
-            and (row[:, half:].float().cpu() - down[i]).abs().max() <= tolerance
+        across, down = self.stored[0, :, :half].float(), self.stored[:, 0, half:].float()
+        # Row by row, as the whole in float32 is large, and read back once: every reading waits for the device.
+        errors = [
+            torch.maximum((row[:, :half] - across).abs().max(), (row[:, half:] - down[i]).abs().max())
             for i, row in enumerate(self.stored)
-        )
-        laws = (angle_law(down, tolerance), angle_law(across, tolerance)) if separable else (None, None)
+        ]
+        separable = bool(torch.stack(errors).max() <= tolerance)
+        laws = (angle_law(down.cpu(), tolerance), angle_law(across.cpu(), tolerance)) if separable else (None, None)
         self.laws = laws if all(law is not None for law in laws) else None
 
     def at(self, rows: Tensor, cols: Tensor, device: torch.device | str = "cpu") -> Tensor:

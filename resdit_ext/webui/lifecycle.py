@@ -36,6 +36,11 @@ class Generation:
     replaced: dict[str, int] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
 
+    def release(self) -> None:
+        """Free what the passes so far have made on the device."""
+        for run in self.runs:
+            run.release()
+
 
 def refuse(p: object, reason: object) -> None:
     """Tell the user why the image is made without ResDiT, in the log, under the image and in its parameters."""
@@ -136,6 +141,7 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
     steps = hires_steps or p.steps
     run.set_sigmas(run_sigmas(p, steps), steps)
     host.attach_to(p, run)
+    generation.release()
     generation.runs.append(run)
 
 
@@ -144,6 +150,7 @@ def postprocess(p: object, processed: object) -> None:
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None or not generation.runs:
         return
+    generation.release()
     calls = generation.runs[-1].calls
     if calls["blocks"] or calls["model calls"]:
         logger.info(

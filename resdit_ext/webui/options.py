@@ -126,7 +126,7 @@ OPTIONS = (
         "splice_sigma", "Splice sigma", "number", "Width of the blend, in patch sides", low=0.05, high=2.0, step=0.01
     ),
     _parameter(
-        "chunk_mb", "Chunk memory", "number", "MiB for the patches computed at once", low=16, high=16384, step=16
+        "chunk_mb", "Chunk memory", "number", "Most MiB for the patches computed at once", low=16, high=16384, step=16
     ),
     _parameter(
         "speed",

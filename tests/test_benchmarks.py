@@ -1,0 +1,63 @@
+"""The benchmarks' own machinery, at sizes that take no time; what they measure is in the README."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks import __main__ as program
+from benchmarks import timed, whole
+from benchmarks.table import Row, markdown, ratio
+from resdit_ext import ResDiTConfig
+
+
+def test_a_row_without_a_figure_says_so():
+    lines = markdown([Row("time", "<= 1", 0.5, (0.4, 0.6)), Row("memory", "", None, unit=" GB", how="needs a GPU")])
+    assert lines.splitlines()[2:] == [
+        "| time | <= 1 | 0.50x | 0.40 to 0.60 | counted |",
+        "| memory |  | not measured |  | needs a GPU |",
+    ]
+
+
+def test_a_ratio_is_between_its_extremes():
+    x = torch.randn(300, 300)
+    middle, low, high = ratio(lambda: [x @ x for _ in range(20)], lambda: x @ x, "cpu", 5)
+    assert 1 < low <= middle <= high
+
+
+def test_the_table_goes_between_its_marks_and_nowhere_else(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\nafter\n")
+    for text in ("new", "newer"):
+        program.fill(readme, text)
+        assert readme.read_text() == f"before\n<!-- benchmarks -->\n{text}\n<!-- /benchmarks -->\nafter\n"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(timed, "BALANCED", ResDiTConfig(base_tokens=64))
+    shape = dataclasses.replace(timed.SHAPES["cpu"], heads=1, side=20, rounds=2)
+    monkeypatch.setattr(timed, "SHAPES", {"cpu": shape})
+
+
+def test_the_straightforward_form_and_ours_agree_before_they_are_timed(small, monkeypatch):
+    assert timed.joining("cpu").value > 0
+    monkeypatch.setattr(timed, "our_join", lambda plan, image, *_: image.float())
+    with pytest.raises(AssertionError, match="the two forms differ"):
+        timed.joining("cpu")
+
+
+def test_shares_and_local_calls(small):
+    assert 0 < timed.around_attention("cpu").value < 100
+    (row,) = timed.local_against_plain(20, "cpu")
+    assert row.value > 0 and "20x20 tokens" in row.what
+
+
+def test_rows_that_need_a_gpu_are_listed_without_one():
+    rows = whole.rows("cpu")
+    assert rows and all(row.value is None and row.how == "needs `--device cuda`" for row in rows)
+
+
+def test_a_runs_time_is_each_phases_call_times_its_steps(monkeypatch):
+    monkeypatch.setattr(whole, "seconds", lambda call, device: call())
+    assert whole.run_time([(10, lambda: 2.0), (25, lambda: 4.0)], "cpu") == 120
