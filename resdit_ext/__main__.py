@@ -1,4 +1,4 @@
-"""`python -m resdit_ext`: the demo, the evaluation, the training and the doctor."""
+"""`python -m resdit_ext`: the demo, the gallery, the evaluation, the training and the doctor."""
 
 from __future__ import annotations
 
@@ -23,6 +23,22 @@ def run_demo(args: argparse.Namespace) -> int:
     print(f"pictures: {args.out / 'comparison.png'}")
     if args.json:
         args.json.write_text(json.dumps(report, indent=2), encoding="utf8")
+    return 0
+
+
+def run_gallery(args: argparse.Namespace) -> int:
+    from .lab.demo import gallery
+    from .lab.heap import keep_heap
+    from .lab.model import load_micro
+
+    keep_heap()
+    for aspect, row in gallery(load_micro("flux", args.weights), args.out).items():
+        found = ", ".join(
+            f"{name} {'ok' if figures['ok'] else 'not ok'}, IoU {figures['iou']:.2f}"
+            for name, figures in row["measures"].items()
+        )
+        print(f"{aspect}: seed {row['seed']}, {row['prompt']}: {found}")
+    print(f"picture: {args.out}")
     return 0
 
 
@@ -70,6 +86,14 @@ def run_train(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_ui(args: argparse.Namespace) -> int:
+    from .lab.model import load_micro
+    from .lab.page import ROOT, launch
+
+    launch(load_micro("flux", args.weights), ROOT / "user_presets.json", args.port)
+    return 0
+
+
 def run_doctor(args: argparse.Namespace) -> int:
     from .doctor import examine
 
@@ -92,6 +116,11 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures (default out)")
     demo.set_defaults(run=run_demo)
 
+    gallery = commands.add_parser("gallery", help="make a sheet of square, wide and tall pictures with the micro FLUX")
+    gallery.add_argument("--out", type=Path, default=Path("out/gallery.png"), help="(default out/gallery.png)")
+    gallery.add_argument("--weights", type=Path, help="default: the shipped ones")
+    gallery.set_defaults(run=run_gallery)
+
     evaluate = commands.add_parser("evaluate", help="measure the ablation table on held-out seeds")
     evaluate.add_argument("--seeds", type=int, help="per cell (default 32 at 2x, 16 above)")
     evaluate.add_argument("--scales", default="2,3,4")
@@ -109,6 +138,11 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="say whether a WebUI has what the extension needs")
     doctor.add_argument("host", nargs="?", type=Path, help="a WebUI's folder (default: the running environment)")
     doctor.set_defaults(run=run_doctor)
+
+    ui = commands.add_parser("ui", help="the accordion on a page of its own, with the micro FLUX behind Generate")
+    ui.add_argument("--port", type=int, help="default: gradio's next free one from 7860")
+    ui.add_argument("--weights", type=Path, help="default: the shipped ones")
+    ui.set_defaults(run=run_ui)
 
     for command in (demo, evaluate):
         command.add_argument("--json", type=Path, help="write the figures here")

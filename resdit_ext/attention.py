@@ -18,6 +18,7 @@ from .positions import Turns, grid_positions, patch_indices, rotate
 from .run import Run
 from .schedule import Phase
 
+TOLERANCE = 0.05  # in scale: one side of an odd frame falls a little short of 2x
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Embed = Callable[[Tensor], Turns]
 
@@ -27,7 +28,7 @@ def pooled_phases(layout: Layout, config: ResDiTConfig) -> tuple[Phase, ...]:
 
     None below 2x: the means would be coarser than the tokens of training.
     """
-    if min(layout.scales) < POOL:
+    if min(layout.scales) < POOL - TOLERANCE:
         return ()
     return {"exact": (), "fast": (Phase.FUSED,), "fastest": (Phase.FUSED, Phase.GLOBAL)}[config.speed]
 

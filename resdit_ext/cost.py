@@ -10,6 +10,9 @@ from .pooling import POOL
 from .schedule import Phase, steps_per_phase
 
 LONGEST_TEXT = 512  # FLUX's; SD3's is shorter
+# The VAE's values alive per pixel of a picture decoded or encoded whole: 640 and 384 are allocated by the hosts' own
+# code, half as much again is for the convolutions' workspace.
+DECODE_VALUES, ENCODE_VALUES = 960, 576
 
 
 def attention_cost(layout: Layout, config: ResDiTConfig, steps: int, text: int = LONGEST_TEXT) -> float:

@@ -9,11 +9,24 @@ from typing import TypeVar
 
 from .config import ResDiTConfig
 from .geometry import Grid, Layout, make_layout
-from .schedule import Phase, make_schedule, shifted_sigmas, usable_sigmas
+from .schedule import Phase, Schedule, make_schedule, shifted_sigmas, usable_sigmas
 
 logger = logging.getLogger("ResDiT")
 KEPT = 4
 Made = TypeVar("Made")
+ROUNDING = 0.25  # of a step, by which the host may have rounded a noise level up
+
+
+def step_in_phase(schedule: Schedule, sigmas: Sequence[float], sigma: float) -> tuple[int, int]:
+    """(number, count) of the step that a call at `sigma` belongs to, among those of its phase; (0, 0) of none.
+
+    A step lasts from its listed noise level down to the next, so that calls in between, a second-order sampler's,
+    count as its own.
+    """
+    phase = schedule.phase(sigma)
+    mine = [i for i in range(len(sigmas) - 1) if schedule.phase(sigmas[i]) is phase]
+    begun = [i for i in mine[1:] if sigma <= sigmas[i] + ROUNDING * (sigmas[i - 1] - sigmas[i])]
+    return (1 + len(begun), len(mine)) if mine else (0, 0)
 
 
 class Run:
@@ -24,6 +37,7 @@ class Run:
         sigmas: the run's full list of noise levels, descending; FLUX.1's own where there is none.
         steps: how many steps that default list has.
         say: receives each message for the user once.
+        on_step: told of every model call: its phase, the step's number within the phase, and how many the phase has.
     """
 
     def __init__(
@@ -32,10 +46,11 @@ class Run:
         sigmas: Sequence[float] | None = None,
         steps: int = 35,
         say: Callable[[str], None] = logger.warning,
+        on_step: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.config = config
         self.calls: Counter[str] = Counter()
-        self._say, self._said = say, set()
+        self._say, self._said, self._on_step = say, set(), on_step
         self._made: dict[Hashable, object] = {}
         self.set_sigmas(sigmas, steps)
 
@@ -51,7 +66,7 @@ class Run:
                 f"the noise levels start at {max(values):g}, where a flow model's start at 1: "
                 "this sampler and schedule type do not suit the model (try Euler with Simple)"
             )
-        self.schedule = make_schedule(self.config, values)
+        self.sigmas, self.schedule = values, make_schedule(self.config, values)
 
     def say(self, message: str) -> None:
         """Tell the user, once per message."""
@@ -69,6 +84,8 @@ class Run:
             self.say(f"noise level {sigma:g} is outside 0 to {self.schedule.top:g}; the nearest is used")
         phase = self.schedule.phase(sigma)
         self.calls[phase.value] += 1
+        if self._on_step is not None:
+            self._on_step(phase.value, *step_in_phase(self.schedule, self.sigmas, sigma))
         return phase
 
     def cached(self, key: Hashable, make: Callable[[], Made]) -> Made:

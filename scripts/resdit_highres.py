@@ -1,11 +1,16 @@
 """Registers ResDiT High-Res with the WebUI; everything it does is in the package `resdit_ext`."""
 
-from modules import script_callbacks, scripts
+from pathlib import Path
+
+from modules import script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion, ToolButton
 
-from resdit_ext.webui import api, infotext, lifecycle
-from resdit_ext.webui.options import OPTIONS
+from resdit_ext.webui import api, infotext, lifecycle, routes, settings, xyz
+from resdit_ext.webui.options import DEFAULTS, OPTIONS
+from resdit_ext.webui.presets import PresetStore
 from resdit_ext.webui.ui import Accordion
+
+STORE = PresetStore(Path(__file__).parents[1] / "user_presets.json")
 
 
 class ResDiTHighRes(scripts.Script):
@@ -21,7 +26,8 @@ class ResDiTHighRes(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        self.accordion = Accordion("img2img" if is_img2img else "txt2img", InputAccordion, ToolButton)
+        tab = "img2img" if is_img2img else "txt2img"
+        self.accordion = Accordion(tab, InputAccordion, ToolButton, STORE, DEFAULTS | settings.defaults())
         self.infotext_fields = [
             (component, infotext.restore(option))
             for component, option in zip(self.accordion.components, OPTIONS, strict=True)
@@ -56,3 +62,7 @@ class ResDiTHighRes(scripts.Script):
 
 lifecycle.log_to_console()
 script_callbacks.on_app_started(lambda _, app: api.add_validation(app))
+script_callbacks.on_app_started(lambda _, app: routes.add_routes(app))
+script_callbacks.on_ui_settings(lambda: settings.register(shared.opts, shared.OptionInfo))
+script_callbacks.on_before_ui(settings.set_log_level)
+script_callbacks.on_before_ui(xyz.add_axes)

@@ -4,7 +4,7 @@ The real hosts are in tests/hosts; these let every hook be tested without one.
 """
 
 import copy
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,52 @@ class FakePatcher:
             if wrapper is None:
                 return apply_model(x, t, **c)
             return wrapper(apply_model, {"input": x, "timestep": t, "c": c, "cond_or_uncond": [0]})
+
+
+class FakeVAE:
+    """Forge's VAE: tiles where its module's switch is on, or memory runs out; it notes how it worked."""
+
+    def __init__(self, memory):
+        self.memory, self.worked = memory, []
+        self.device, self.vae_dtype, self.patcher = "card", torch.bfloat16, "patcher"
+        self.memory_used_decode = lambda shape, dtype: 139392 * shape[2] * shape[3] * dtype.itemsize
+        self.memory_used_encode = lambda shape, dtype: 1767 * shape[2] * shape[3] * dtype.itemsize
+
+    def work(self, name):
+        self.worked.append(f"{name} in tiles" if self.memory.VAE_ALWAYS_TILED else f"{name} at once")
+        if self.memory.fail_in_tiles is not None and self.memory.VAE_ALWAYS_TILED:
+            raise self.memory.fail_in_tiles
+
+    def decode(self, samples):
+        self.work("decode")
+        return torch.zeros(len(samples), 8 * samples.shape[2], 8 * samples.shape[3], 3, device=samples.device)
+
+    def encode(self, pixels):
+        self.work("encode")
+        return torch.zeros(len(pixels), 16, pixels.shape[1] // 8, pixels.shape[2] // 8, device=pixels.device)
+
+
+class FakeMemory(ModuleType):
+    """Forge's `backend.memory_management`: a card of 24 GB of which `taken` are another model's, until it is moved."""
+
+    def __init__(self):
+        super().__init__("backend.memory_management")
+        self.VAE_ALWAYS_TILED, self.fail_in_tiles = False, None
+        self.total, self.taken, self.required = 24e9, 20e9, []
+
+    def load_models_gpu(self, models, memory_required=0):
+        assert models == ["patcher"]
+        self.required.append(memory_required)
+        self.taken = 0
+
+    def soft_empty_cache(self):
+        pass
+
+    def get_total_memory(self, _):
+        return self.total
+
+    def get_free_memory(self, _):
+        return self.total - self.taken
 
 
 class FakeProcessing:

@@ -15,7 +15,7 @@ from resdit_ext.cost import activation_bytes, attention_cost
 from resdit_ext.families.flux import flux_turns
 from resdit_ext.geometry import Grid, make_layout
 from resdit_ext.schedule import steps_per_phase
-from resdit_ext.webui.status import FLUX_DEV
+from resdit_ext.webui.forecast import FLUX_DEV
 from tests.test_attention import attend
 
 TEXT, STEPS, AXES = 16, 20, (4, 6, 6)

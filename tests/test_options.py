@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from resdit_ext import BALANCED, PAPER, ResDiTError, __version__
 from resdit_ext.webui import api, infotext
+from resdit_ext.webui.forecast import forecast
 from resdit_ext.webui.options import (
     BY_NAME,
     DEFAULTS,
@@ -20,12 +21,12 @@ from resdit_ext.webui.options import (
     preset_values,
     values_from_args,
 )
-from resdit_ext.webui.status import describe
 
 # The positional order is a public contract: a new option may only be appended.
 CONTRACT = [
     "enabled", "size", "ratio", "portrait", "width", "height", "global_until", "fused_until", "cutoff",
     "cutoff_unit", "attention_scale", "base_size", "base_shape", "splice_sigma", "chunk_mb", "speed",
+    "long_side", "apply_to",
 ]  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def test_the_positional_order_is_kept():
 def test_the_defaults_are_the_balanced_setting():
     request = parse_request((True,))
     assert request.config == BALANCED
-    assert output_size(request.values) == (3072, 3072)
+    assert output_size(request.values, 512, 512) == (3072, 3072)
     assert parse_request(({"preset": "Paper"},)).config == PAPER
 
 
@@ -75,7 +76,9 @@ def test_infotext_round_trip(values):
     assert read["ResDiT"] == __version__
     restored = {option.name: infotext.restore(option)(read) for option in OPTIONS}
     again = parse_request((restored,))
-    assert again.config == request.config and output_size(again.values) == output_size(request.values)
+    assert again.config == request.config and output_size(again.values, 640, 400) == output_size(
+        request.values, 640, 400
+    )
 
 
 def test_only_what_differs_is_written():
@@ -103,10 +106,14 @@ def test_a_damaged_value_pastes_as_the_default(text):
         (({"wdth": 3072},), "unknown field 'wdth'; the fields are enabled, size"),
         (({"width": "wide"},), "width is 'wide'; it must be a whole number from 256 to 8192"),
         (({"width": 3072.5},), "width is 3072.5"),
+        (({"width": 10**400},), "width is 1000"),
         (({"height": 16384},), "height is 16384"),
         (({"size": "5K"},), "size is '5K'; choose one of 'WebUI', '2K'"),
         (({"enabled": "yes"},), "enabled is 'yes'; it must be true or false"),
-        (({"preset": "Best"},), "preset is 'Best'; choose one of 'Balanced', 'Fast', 'More detail', 'Paper'"),
+        (
+            ({"preset": "Best"},),
+            "preset is 'Best'; choose one of 'Balanced', 'Fast', 'More detail', 'More structure', 'Paper'",
+        ),
         (({"attention_scale": "cube"},), "attention_scale is 'cube'; it must be one of 'off', 'sqrt-log', 'log' or"),
         (({"attention_scale": True},), "attention_scale is True"),
         (({"cutoff": None},), "cutoff is None"),
@@ -127,25 +134,50 @@ def test_what_is_switched_off_is_not_looked_at():
 
 
 def test_dict_forms():
-    assert output_size(parse_request(({"width": 3072},)).values) == (3072, 3072)
-    assert output_size(parse_request(({"width": 3000, "height": 2000},)).values) == (3008, 2000)
-    assert output_size(parse_request(({"size": "4K", "ratio": "16:9", "portrait": True},)).values) == (2304, 4096)
+    assert output_size(parse_request(({"width": 3072},)).values, 512, 512) == (3072, 3072)
+    assert output_size(parse_request(({"width": 3000, "height": 2000},)).values, 512, 512) == (3008, 2000)
+    assert output_size(parse_request(({"size": "4K", "ratio": "16:9", "portrait": True},)).values, 512, 512) == (
+        2304,
+        4096,
+    )
     assert parse_request(({"enabled": False, "size": "5K"},)).enabled is False
     assert parse_request(({"preset": "Paper", "cutoff": 0.3},)).config.cutoff == 0.3
     assert values_from_args(({},)) == DEFAULTS | {"enabled": True}
 
 
-@given(requests)
-def test_sizes_are_multiples_of_16_and_keep_the_ratio(values):
-    size = output_size(values)
-    if size is None:
-        assert values["size"] == "WebUI"
+@given(requests, st.integers(64, 2048), st.integers(64, 2048))
+def test_sizes_are_multiples_of_16_and_keep_the_ratio(values, page_width, page_height):
+    size = output_size(values, page_width, page_height)
+    if values["size"] == "WebUI":
+        assert size == (page_width, page_height)
         return
     assert all(side % 16 == 0 and side >= 16 for side in size)
-    if values["size"] != "Custom":
+    if values["ratio"] == "Free":
+        assert all(abs(got - values[name]) <= 8 for got, name in zip(size, ("width", "height"), strict=True))
+        return
+    long = {"2K": 2048, "3K": 3072, "4K": 4096, "Custom": values["long_side"]}[values["size"]]
+    assert abs(max(size) - long) <= 8
+    if values["ratio"] == "WebUI":
+        wanted, landscape = page_width / page_height, page_width >= page_height
+    else:
         a, b = map(int, values["ratio"].split(":"))
-        assert max(size) / min(size) == pytest.approx(a / b, rel=0.01)
-        assert (size[1] > size[0]) == (values["portrait"] and a != b)
+        wanted, landscape = (b / a, a == b) if values["portrait"] else (a / b, True)
+    exact = (long, long / wanted) if landscape or wanted >= 1 else (long * wanted, long)
+    assert all(abs(got - side) <= 8 or side < 16 for got, side in zip(size, exact, strict=True))
+
+
+def test_only_the_size_options_that_count_are_written():
+    for given_, written in (
+        ({"size": "WebUI", "ratio": "2:1", "width": 512, "long_side": 1024}, {"size"}),
+        (
+            {"size": "4K", "ratio": "Free", "width": 512, "long_side": 1024, "portrait": True},
+            {"size", "ratio", "width"},
+        ),
+        ({"size": "4K", "ratio": "WebUI", "width": 512, "portrait": True}, {"size", "ratio"}),
+        ({"size": "Custom", "ratio": "2:1", "width": 512, "long_side": 1024}, {"size", "ratio", "long_side"}),
+        ({"size": "2K", "ratio": "2:1", "long_side": 1024, "portrait": True}, {"size", "ratio", "portrait"}),
+    ):
+        assert set(parse_request((given_,)).changed()) == written
 
 
 def test_presets_fill_only_what_they_mean():
@@ -169,8 +201,10 @@ def test_presets_fill_only_what_they_mean():
     ],
 )
 def test_the_status_line(options, size, active, expected):
-    got, line = describe(parse_request((options,)), *size, 35)
-    assert got is active and expected in line
+    plan = forecast(parse_request((options,)), *size, 35)
+    assert plan.active is active and expected in plan.line()
+    assert plan.as_dict()["line"] == plan.line()
+    json.dumps(plan.as_dict())
 
 
 def request_through_the_middleware(body, path="/sdapi/v1/txt2img"):

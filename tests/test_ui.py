@@ -5,8 +5,14 @@ from contextlib import contextmanager
 import gradio as gr
 import pytest
 
-from resdit_ext.webui.options import OPTIONS
-from resdit_ext.webui.ui import Accordion, status_html
+from resdit_ext.config import PRESETS
+from resdit_ext.webui import readout
+from resdit_ext.webui.options import DEFAULTS, OPTIONS
+from resdit_ext.webui.preset_row import FIELDS
+from resdit_ext.webui.presets import PresetStore
+from resdit_ext.webui.ui import Accordion, planned
+
+NAMES = [option.name for option in OPTIONS]
 
 
 @contextmanager
@@ -20,10 +26,15 @@ def host_button(text, elem_id, tooltip):
     return gr.Button(text, elem_id=elem_id)
 
 
+@pytest.fixture
+def store(tmp_path):
+    return PresetStore(tmp_path / "user_presets.json")
+
+
 @pytest.fixture(params=["txt2img", "img2img"])
-def page(request):
+def page(request, store):
     with gr.Blocks() as blocks:
-        accordion = Accordion(request.param, host_accordion, host_button)
+        accordion = Accordion(request.param, host_accordion, host_button, store)
         host = {name: gr.Slider(1, 2048, value=512, elem_id=name) for name in ("width", "height", "steps")}
         accordion.follow(host)
     return request.param, blocks, accordion
@@ -35,42 +46,125 @@ def test_components_are_the_table(page):
     assert [c.label for c in accordion.components] == [option.label for option in OPTIONS]
     ids = [c.elem_id for c in accordion.components]
     assert len(set(ids)) == len(ids) and all(i.startswith(f"{tab}_resdit") for i in ids)
-    assert all(c.do_not_save_to_config for c in accordion.components)
+
+
+def test_nothing_of_ours_is_saved_into_the_hosts_ui_config(page):
+    tab, blocks, _ = page
+    ours = [b for b in blocks.blocks.values() if str(getattr(b, "elem_id", "")).startswith(f"{tab}_resdit")]
+    kept = (gr.Checkbox, gr.Slider, gr.Dropdown, gr.Radio, gr.Textbox)
+    assert all(b.do_not_save_to_config for b in ours if isinstance(b, kept))
+
+
+def test_every_control_has_a_hint():
+    assert all(option.info for option in OPTIONS if option.name != "enabled")
+
+
+def test_the_pages_defaults_may_be_others(store):
+    with gr.Blocks():
+        accordion = Accordion("txt2img", host_accordion, host_button, store, DEFAULTS | {"size": "4K", "ratio": "2:1"})
+    assert accordion.by_name["size"].value == "4K" and "4096x2048" in accordion.status.value
 
 
 def functions_of(blocks, trigger):
-    """The event functions a component's change or click triggers."""
-    fns = blocks.fns.values() if isinstance(blocks.fns, dict) else blocks.fns
-    return [fn for fn in fns if any(target[0] == trigger._id for target in fn.targets)]
+    """The event functions a component's change or click triggers, in gradio 3.41 as in later ones."""
+    if isinstance(blocks.fns, dict):
+        return [fn for fn in blocks.fns.values() if any(target[0] == trigger._id for target in fn.targets)]
+    pairs = zip(blocks.fns, blocks.dependencies, strict=True)
+    return [fn for fn, event in pairs if trigger._id in event["targets"]]
 
 
-def test_presets_fill_the_sliders(page):
-    _, blocks, _ = page
-    button = next(b for b in blocks.blocks.values() if isinstance(b, gr.Button) and b.value == "Paper")
-    (event,) = functions_of(blocks, button)
-    filled = dict(zip([c.label for c in event.outputs], event.fn(), strict=True))
-    assert filled["Fused until"] == 0.57 and filled["Attention scale"] == "off"
+def button(page, name):
+    tab, blocks, _ = page
+    made = next(b for b in blocks.blocks.values() if getattr(b, "elem_id", None) == f"{tab}_resdit_{name}")
+    (event,) = functions_of(blocks, made)
+    return event
+
+
+def values(event, *args):
+    """What an event returns, updates as their dicts."""
+    return [x if not isinstance(x, dict) else {k: v for k, v in x.items() if k != "__type__"} for x in event.fn(*args)]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_fills_its_options(page, name):
+    _, blocks, accordion = page
+    (event,) = functions_of(blocks, accordion.presets.chosen)
+    filled = dict(zip(FIELDS, event.fn(name), strict=True))
+    assert filled == {field: getattr(PRESETS[name], field) for field in FIELDS}
+
+
+def test_own_presets_are_saved_renamed_used_and_deleted(page):
+    _, blocks, accordion = page
+    own = [getattr(PRESETS["Paper"], field) for field in FIELDS]
+    chosen, message = values(button(page, "preset_save"), "  mine ", "Balanced", *own)
+    assert chosen == {"choices": [*PRESETS, "mine"], "value": "mine"} and "saved &#x27;mine&#x27;" in message
+    (event,) = functions_of(blocks, accordion.presets.chosen)
+    assert event.fn("mine") == own
+    chosen, _ = values(button(page, "preset_rename"), "theirs", "mine", *own)
+    assert chosen["value"] == "theirs"
+    chosen, message = values(button(page, "preset_save"), "paper", "theirs", *own)
+    assert chosen["value"] == "theirs" and "paper" in message
+    chosen, _ = values(button(page, "preset_delete"), "", "theirs", *own)
+    assert chosen == {"choices": list(PRESETS), "value": "Balanced"}
+    chosen, message = values(button(page, "preset_delete"), "", "Paper", *own)
+    assert chosen["value"] == "Balanced" or chosen["value"] == "Paper"
+    assert "resdit-message" in message and "Paper" in message
 
 
 def test_swap_turns_the_frame(page):
-    _, blocks, _ = page
-    button = next(b for b in blocks.blocks.values() if isinstance(b, gr.Button) and b.value == "\u21c5")
-    (event,) = functions_of(blocks, button)
-    assert tuple(event.fn(False, 3072, 2048)) == (True, 2048, 3072)
+    assert tuple(button(page, "swap").fn(False, 3072, 2048)) == (True, 2048, 3072)
 
 
-def test_the_status_follows_our_options_and_the_hosts(page):
+def test_the_size_goes_to_the_webui_and_back(page):
+    args = [option.default for option in OPTIONS]
+    width, height, size, before = values(button(page, "send"), 1024, 768, None, *args)
+    assert (width, height, size) == ({"value": 3072, "maximum": 8192}, {"value": 3072, "maximum": 8192}, "WebUI")
+    args[NAMES.index("size")] = "WebUI"
+    *_, still = values(button(page, "send"), 3072, 3072, before, *args)
+    assert still == before == (1024, 768, "3K")
+    width, height, size, none = values(button(page, "back"), before)
+    assert (width, height) == ({"value": 1024, "maximum": 2048}, {"value": 768, "maximum": 2048})
+    assert size == "3K" and none is None
+    assert values(button(page, "back"), None) == [{}, {}, {}, None]
+
+
+def refreshed(page, host=(512, 512, 20), **changed):
+    """(HTML, visible rows, portrait usable) after a change of options."""
     _, blocks, accordion = page
     (event,) = functions_of(blocks, accordion.by_name["ratio"])  # a second handler would race with it
-    options = [c.value for c in accordion.components]
-    assert "3072x3072, scale 3.00, 4x4 patches" in event.fn(512, 512, 20, *options)
-    options[1] = "WebUI"
-    assert "not active: 512x512 is not above" in event.fn(512, 512, 20, *options)
-    assert "active: 2048x2048" in event.fn(2048, 2048, None, *options)
+    options = [changed.get(option.name, option.default) for option in OPTIONS]
+    html, *rows, portrait = event.fn(*host, *options)
+    return html, [row["visible"] for row in rows], portrait["interactive"]
+
+
+def test_the_read_out_follows_our_options_and_the_hosts(page):
+    assert "3072x3072, 9.4 MP, 3.00x" in refreshed(page)[0]
+    assert "not active: 512x512 is not above" in refreshed(page, size="WebUI")[0]
+    assert "2048x2048" in refreshed(page, (2048, 2048, None), size="WebUI")[0]
+    assert "3072x1536" in refreshed(page, (1024, 512, 20), ratio="WebUI")[0]
+
+
+def test_only_the_controls_that_count_are_shown(page):
+    """The rows of ratio, long side, and width with height."""
+    assert refreshed(page)[1:] == ([True, False, False], True)
+    assert refreshed(page, size="WebUI")[1] == [False, False, False]
+    assert refreshed(page, size="Custom")[1] == [True, True, False]
+    assert refreshed(page, size="Custom", ratio="Free")[1:] == ([True, False, True], False)
+    assert refreshed(page, ratio="WebUI")[1:] == ([True, False, False], False)
 
 
 def test_an_error_in_an_option_is_shown_and_escaped():
     args = [option.default for option in OPTIONS]
-    args[[option.name for option in OPTIONS].index("attention_scale")] = "<b>"
-    html = status_html({"width": 1, "height": 1, "steps": 1}, tuple(args))
+    args[NAMES.index("attention_scale")] = "<b>"
+    html = readout.html(planned({"width": 1, "height": 1, "steps": 1}, tuple(args)))
     assert "resdit-idle" in html and "&lt;b&gt;" in html and "<b>" not in html
+
+
+def test_the_drawing_shows_every_patch_inside_the_frame():
+    args = [option.default for option in OPTIONS]
+    args[NAMES.index("ratio")] = "2:1"
+    plan = planned({"width": 512, "height": 512, "steps": 20}, tuple(args))
+    svg = readout.drawing(plan)
+    assert svg.count("<rect") == len(plan.layout.patches) == 9 and 'viewBox="0 0 3072 1536"' in svg
+    w, h = plan.patch
+    assert plan.layout.rows[-1] * 16 + h == 1536 and plan.layout.cols[-1] * 16 + w == 3072

@@ -1,6 +1,7 @@
 """Hosts: where a model call is intercepted. None of these modules imports its host.
 
-A WebUI's module has `family_of(p)` and `attach_to(p, run)`, for its object `p` of one generation.
+A WebUI's module has, for its object `p` of one generation, `family_of(p)`, `attach_to(p, run)`, and for the VAE
+`prepare_decode(p, width, height, policy, say)` and `release_decode(p)`. `progress` is the same in all of them.
 """
 
 from __future__ import annotations

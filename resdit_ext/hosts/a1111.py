@@ -5,6 +5,8 @@ The replaced `forward` is an attribute of that one object and goes with it, howe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from ..errors import Unsupported
@@ -42,3 +44,13 @@ def attach_to(p: object, run: Run) -> None:
     if denoiser is None:
         raise Unsupported("this sampler calls the model in its own way; choose Euler")
     attach(denoiser, family_of(p), run)
+
+
+def prepare_decode(_: object, __: int, ___: int, policy: str, say: Callable[[str], None]) -> None:
+    """Nothing can be done here: this host has no tiles of its own, and one VAE for all generations."""
+    if policy == "Always":
+        say("AUTOMATIC1111 has no tiled VAE of its own: the picture is decoded at once")
+
+
+def release_decode(_: object) -> None:
+    """Nothing was changed."""

@@ -13,6 +13,9 @@ from torch import Tensor
 from ..cost import activation_bytes
 from ..families import Family, identify
 from ..run import Run
+from .forge_vae import prepare_decode, release_decode
+
+__all__ = ["attach", "attach_to", "family_of", "prepare_decode", "release_decode"]
 
 WRAPPER = "model_function_wrapper"
 MEMORY = "memory_peak_estimation_modifier"

@@ -1,9 +1,10 @@
-"""One prompt, three pictures: the base size, plain inference above it, and ResDiT."""
+"""One prompt, three pictures: the base size, plain inference above it, and ResDiT; and a sheet of several frames."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,12 +14,20 @@ from tqdm import tqdm
 
 from ..config import PRESETS
 from ..errors import ResDiTError
-from ..geometry import make_layout
+from ..geometry import Grid, make_layout
+from .evaluate import FIRST_SEED, prompt_of
 from .methods import METHODS, grid_for
 from .metrics import measure
 from .model import PIXELS_PER_TOKEN, MicroModel
 from .sampling import STEPS, sample
 from .scenes import parse_prompt
+
+GALLERY_SCALE = 3
+GALLERY_ASPECTS = ("1:1", "2:1", "1:2")
+#: The gallery's columns beside the base picture: heading and method, all at the high resolution.
+GALLERY_COLUMNS = {"plain": "plain", "ResDiT, Balanced": "Balanced", "ResDiT, speed fastest": "Fastest"}
+SEEDS_TRIED = 100
+LEVELS = 85  # of each colour in the saved sheet: a step of 3 of 255, for a file two thirds as large
 
 
 def parse_aspect(text: str) -> tuple[int, int]:
@@ -81,7 +90,7 @@ def demo(
             picture = sample(model, [prompt], grid, [seed], METHODS[method], tick=bar.update)[0]
             seconds = time.perf_counter() - started
             figures = measure(picture, prompt, make_layout(grid, METHODS[preset]))
-            size = f"{PIXELS_PER_TOKEN * grid.width}x{PIXELS_PER_TOKEN * grid.height}"
+            size = pixels(grid)
             label = {"base": "base", "plain": f"plain {scale:g}x", "resdit": f"ResDiT {scale:g}x ({preset})"}[name]
             pictures[f"{label}, {size}"] = picture
             report[name] = {"size": size, "seconds": round(seconds, 1)} | asdict(figures)
@@ -97,3 +106,70 @@ def print_report(report: dict[str, dict]) -> None:
     print(f"{'':10}{'size':>10}" + "".join(f"{column:>11}" for column in columns))
     for name, row in report.items():
         print(f"{name:10}{row['size']:>10}" + "".join(f"{row[column]:>11.2f}" for column in columns))
+
+
+def pixels(grid: Grid) -> str:
+    """`"192x192"`, width first."""
+    return f"{PIXELS_PER_TOKEN * grid.width}x{PIXELS_PER_TOKEN * grid.height}"
+
+
+def contact_sheet(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], zoom: int) -> Image.Image:
+    """Rows of pictures under a caption each, in columns under the headings, at one zoom, pixel by pixel."""
+    gap, font = 16, ImageFont.load_default(size=26)
+    line = font.getbbox("Ag")[3] + 10
+    grid = [
+        (caption, [to_image(p).resize((zoom * p.shape[1], zoom * p.shape[0]), 0) for p in pictures])
+        for caption, pictures in rows
+    ]
+    columns = zip(*(images for _, images in grid), strict=True)
+    widths = [
+        max(int(font.getlength(heading)) + 1, *(image.width for image in images))
+        for heading, images in zip(headings, columns, strict=True)
+    ]
+    height = gap + line + sum(gap + line + max(image.height for image in images) for _, images in grid) + gap
+    sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), height), "white")
+    draw, lefts = ImageDraw.Draw(sheet), [gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
+    for left, heading in zip(lefts, headings, strict=True):
+        draw.text((left, gap), heading, fill="black", font=font)
+    y = gap + line
+    for caption, images in grid:
+        draw.text((gap, y + gap), caption, fill="dimgray", font=font)
+        y += gap + line
+        for left, image in zip(lefts, images, strict=True):
+            sheet.paste(image, (left, y))
+        y += max(image.height for image in images)
+    return sheet
+
+
+def base_picture(model: MicroModel, grid: Grid) -> tuple[int, np.ndarray]:
+    """The first held-out seed whose picture at the base size is fine, and that picture."""
+    layout = make_layout(grid, METHODS["Balanced"])
+    for seed in range(FIRST_SEED, FIRST_SEED + SEEDS_TRIED):
+        picture = sample(model, [prompt_of(seed)], grid, [seed])[0]
+        if measure(picture, prompt_of(seed), layout).ok:
+            return seed, picture
+    raise ResDiTError(f"none of {SEEDS_TRIED} seeds gives a base picture with one whole object; check the weights")
+
+
+def gallery(model: MicroModel, out: Path) -> dict[str, dict]:
+    """Save the contact sheet of square, wide and tall frames; returns seed, prompt and measures by aspect ratio.
+
+    A row's seed is the first held-out one whose base picture is fine; nothing else is chosen.
+    """
+    rows, report = [], {}
+    with tqdm(total=len(GALLERY_ASPECTS) * len(GALLERY_COLUMNS) * STEPS, desc="gallery") as bar:
+        for aspect in GALLERY_ASPECTS:
+            base, high = (grid_for(parse_aspect(aspect), scale) for scale in (1, GALLERY_SCALE))
+            seed, picture = base_picture(model, base)
+            prompt, pictures, figures = prompt_of(seed), [picture], {}
+            for heading, method in GALLERY_COLUMNS.items():
+                bar.set_postfix_str(f"{aspect} {heading}")
+                pictures.append(sample(model, [prompt], high, [seed], METHODS[method], tick=bar.update)[0])
+                figures[method] = asdict(measure(pictures[-1], prompt, make_layout(high, METHODS["Balanced"])))
+            rows.append((f"{aspect}: {pixels(high)} from {pixels(base)}, {prompt}, seed {seed}", pictures))
+            report[aspect] = {"seed": seed, "prompt": prompt, "measures": figures}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    headings = ["base", *(f"{heading} {GALLERY_SCALE}x" for heading in GALLERY_COLUMNS)]
+    sheet = contact_sheet(headings, rows, zoom=2)
+    sheet.point([round(value * LEVELS / 255) * 255 // LEVELS for value in range(256)] * 3).save(out, optimize=True)
+    return report

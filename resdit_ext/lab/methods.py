@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import BALANCED, FAST, MORE_DETAIL, PAPER, ResDiTConfig
+from ..config import BALANCED, FAST, MORE_DETAIL, MORE_STRUCTURE, PAPER, ResDiTConfig
 from ..geometry import Grid
 from .model import BASE_TOKENS
 
@@ -24,6 +24,7 @@ METHODS: dict[str, ResDiTConfig | None] = {
     "Fast": replace(FAST, base_tokens=BASE_TOKENS),
     "Fastest": replace(FAST, speed="fastest", base_tokens=BASE_TOKENS),
     "More detail": replace(MORE_DETAIL, base_tokens=BASE_TOKENS),
+    "More structure": replace(MORE_STRUCTURE, base_tokens=BASE_TOKENS),
 }
 
 

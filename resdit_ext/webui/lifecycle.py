@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..errors import ResDiTError, Unsupported
-from ..hosts import host_of
+from ..hosts import host_of, progress
 from ..run import Run
-from . import infotext
-from .options import Request, output_size, parse_request
-from .status import describe
+from . import infotext, settings, xyz
+from .forecast import forecast
+from .options import BOTH_PASSES, FIRST_PASS, HIRES_PASS, WEBUI_SIZE, Request, output_size, parse_request
 
 logger = logging.getLogger("ResDiT")
 ATTRIBUTE = "_resdit"
@@ -30,16 +30,53 @@ def log_to_console() -> None:
 
 @dataclass
 class Generation:
-    """One order of pictures: the request, the size attributes it replaced, and the runs of its passes."""
+    """One order of pictures.
+
+    Attributes:
+        request: the options.
+        replaced: the size attributes that were overwritten.
+        runs: of its passes.
+        owns_final: whether ResDiT makes the picture that is saved, so that its VAE is our affair too.
+        said: the messages for the user so far.
+    """
 
     request: Request
     replaced: dict[str, int] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
+    owns_final: bool = False
+    said: set[str] = field(default_factory=set)
 
     def release(self) -> None:
         """Free what the passes so far have made on the device."""
         for run in self.runs:
             run.release()
+
+
+def teller(p: object, generation: Generation) -> Callable[[str], None]:
+    """The function that tells the user something, in the log and under the image, once in a generation."""
+
+    def say(message: str) -> None:
+        if message not in generation.said:
+            generation.said.add(message)
+            logger.warning(message)
+            p.comment(f"ResDiT: {message}")
+
+    return say
+
+
+def shown_steps() -> Callable[[str, int, int], None]:
+    """The function that a run tells its steps: each goes to the page, each change of phase to the log."""
+    last = None
+
+    def on_step(phase: str, number: int, count: int) -> None:
+        nonlocal last
+        where = f"{phase} {number}/{count}" if count else phase
+        progress.show(where)
+        if phase != last:
+            logger.info("phase: %s", where)
+        last = phase
+
+    return on_step
 
 
 def refuse(p: object, reason: object) -> None:
@@ -67,18 +104,39 @@ def guarded(hook: Callable) -> Callable:
     return safe
 
 
+def prepare_vae(p: object, generation: Generation) -> None:
+    """Have the VAE use tiles where a picture of the final size needs it. An error here is no reason to refuse."""
+    if not generation.owns_final:
+        return
+    try:
+        host_of(p).prepare_decode(p, *final_size(p), settings.vae_tiling(), teller(p, generation))
+    except Exception:
+        logger.exception("the VAE is left to the WebUI")
+
+
+def leave_no_trace(p: object) -> None:
+    """Undo what outlives a generation: the VAE's copy and the progress text."""
+    try:
+        progress.clear()
+        host_of(p).release_decode(p)
+    except Unsupported:
+        pass
+    except Exception:
+        logger.exception("cleaning up failed")
+
+
 @guarded
 def before_process(p: object, *args: object) -> None:
     """Read the options and set the output size, early enough for noise, ControlNet's hint and infotext."""
     setattr(p, ATTRIBUTE, None)
-    request = parse_request(args)
+    request = parse_request(xyz.merged(p, args))
     if not request.enabled:
         return
     generation = Generation(request)
     setattr(p, ATTRIBUTE, generation)
-    size = output_size(request.values)
-    if size is None:
+    if request.values["size"] == WEBUI_SIZE:
         return
+    size = output_size(request.values, p.width, p.height)
     # With hires the size is that of the picture that is saved.
     names = ("hr_resize_x", "hr_resize_y") if getattr(p, "enable_hr", False) else ("width", "height")
     for name, side in zip(names, size, strict=True):
@@ -99,6 +157,7 @@ def final_size(p: object) -> tuple[int, int]:
 @guarded
 def process(p: object, *_: object) -> None:
     """The model is loaded now: accept or refuse it, say what will happen, and write the parameters."""
+    leave_no_trace(p)  # of a generation that ended in an error
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None:
         return
@@ -108,10 +167,14 @@ def process(p: object, *_: object) -> None:
         for name, side in generation.replaced.items():  # the image is to be made as if we were off
             setattr(p, name, side)
         raise
-    _, line = describe(generation.request, *final_size(p), p.steps, family)
-    logger.info(line)
-    p.comment(f"ResDiT {line}")
+    plan = forecast(generation.request, *final_size(p), p.steps, family)
+    logger.info(plan.line())
+    p.comment(f"ResDiT {plan.line()}")
     p.extra_generation_params.update(infotext.parameters(generation.request))
+    hires = getattr(p, "enable_hr", False)
+    generation.owns_final = plan.active and not (hires and generation.request.values["apply_to"] == FIRST_PASS)
+    if getattr(p, "init_images", None):
+        prepare_vae(p, generation)  # img2img encodes its picture next; the host drops the VAE after that
 
 
 def run_sigmas(p: object, steps: int) -> object | None:
@@ -120,21 +183,25 @@ def run_sigmas(p: object, steps: int) -> object | None:
     return get_sigmas(p, steps) if get_sigmas is not None else None
 
 
+def wants_this_pass(p: object, apply_to: str) -> bool:
+    """True unless the choice excludes the pass that is about to begin; without hires there is one pass, the first."""
+    is_hires = bool(getattr(p, "is_hr_pass", False))
+    return not getattr(p, "enable_hr", False) or apply_to == BOTH_PASSES or is_hires == (apply_to == HIRES_PASS)
+
+
 @guarded
 def before_sampling(p: object, *_: object, **kwargs: object) -> None:
     """Attach to this pass's unet; at or below the base size leave it untouched. May be called twice."""
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None:
         return
+    prepare_vae(p, generation)
+    if not wants_this_pass(p, generation.request.values["apply_to"]):
+        return
     host = host_of(p)
     family = host.family_of(p)
     x = kwargs.get("x")
-
-    def say(message: str) -> None:
-        logger.warning(message)
-        p.comment(f"ResDiT: {message}")
-
-    run = Run(generation.request.config, say=say)
+    run = Run(generation.request.config, say=teller(p, generation), on_step=shown_steps())
     if x is not None and run.layout(family.grid(x)).is_base:
         return
     hires_steps = p.hr_second_pass_steps if getattr(p, "is_hr_pass", False) else 0
@@ -146,7 +213,8 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
 
 
 def postprocess(p: object, processed: object) -> None:
-    """Report a pass whose wrapper was never called: another extension has taken its place."""
+    """Leave nothing, and report a pass whose wrapper was never called: another extension has taken its place."""
+    leave_no_trace(p)
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None or not generation.runs:
         return

@@ -14,7 +14,9 @@ PIXELS_PER_TOKEN = 16
 MAX_SIDE = 8192
 WEBUI_SIZE, CUSTOM_SIZE = "WebUI", "Custom"
 LONG_SIDES = {"2K": 2048, "3K": 3072, "4K": 4096}
+WEBUI_RATIO, FREE_RATIO = "WebUI", "Free"
 RATIOS = {"1:1": (1, 1), "5:4": (5, 4), "4:3": (4, 3), "3:2": (3, 2), "16:9": (16, 9), "2:1": (2, 1), "21:9": (21, 9)}
+BOTH_PASSES, FIRST_PASS, HIRES_PASS = "both", "first pass", "hires pass"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Option:
             allowed = f"one of {', '.join(map(repr, self.choices))} or {allowed}"
         try:
             number = float("nan" if isinstance(value, bool) else value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if not self.low <= number <= self.high or (self.whole and number != int(number)):
             raise ResDiTError(f"{self.name} is {value!r}; it must be {allowed}")
@@ -68,6 +70,12 @@ def _parameter(name: str, label: str, kind: str, info: str, **rest: object) -> O
     return Option(name, label, kind, getattr(BALANCED, name), info, **rest)
 
 
+def _side(name: str, label: str) -> Option:
+    """A side of the picture in pixels."""
+    sides = dict(low=256, high=MAX_SIDE, step=PIXELS_PER_TOKEN)
+    return Option(name, label, "number", 3072, "Pixels, a multiple of 16", advanced=False, **sides)
+
+
 OPTIONS = (
     Option("enabled", "ResDiT High-Res", "bool", False, advanced=False),
     Option(
@@ -75,26 +83,22 @@ OPTIONS = (
         "Output size",
         "choice",
         "3K",
-        "Long side in pixels: 2048, 3072 or 4096; WebUI keeps the page's own width and height",
+        "Long side: 2048, 3072, 4096 or custom pixels; WebUI keeps the page's own size",
         choices=(WEBUI_SIZE, *LONG_SIDES, CUSTOM_SIZE),
         advanced=False,
     ),
-    Option("ratio", "Aspect ratio", "choice", "1:1", "Of 2K, 3K and 4K", choices=tuple(RATIOS), advanced=False),
-    Option("portrait", "Portrait", "bool", False, advanced=False),
     Option(
-        "width", "Custom width", "number", 3072, "Pixels", low=256, high=MAX_SIDE, step=PIXELS_PER_TOKEN, advanced=False
-    ),
-    Option(
-        "height",
-        "Custom height",
-        "number",
-        3072,
-        "Pixels",
-        low=256,
-        high=MAX_SIDE,
-        step=PIXELS_PER_TOKEN,
+        "ratio",
+        "Aspect ratio",
+        "choice",
+        "1:1",
+        "Free: width and height of your own; WebUI: the ratio of the page's own size",
+        choices=(*RATIOS, FREE_RATIO, WEBUI_RATIO),
         advanced=False,
     ),
+    Option("portrait", "Portrait", "bool", False, "Taller than wide", advanced=False),
+    _side("width", "Custom width"),
+    _side("height", "Custom height"),
     _parameter("global_until", "Global until", "number", "Share of the steps that set the layout", step=0.005),
     _parameter(
         "fused_until", "Fused until", "number", "Share by which fusion ends; 1 keeps the layout at 3K-4K", step=0.005
@@ -136,6 +140,15 @@ OPTIONS = (
         choices=SPEEDS,
         advanced=False,
     ),
+    _side("long_side", "Custom long side"),
+    Option(
+        "apply_to",
+        "Apply to",
+        "choice",
+        BOTH_PASSES,
+        "Which passes, when Hires. fix is on",
+        choices=(BOTH_PASSES, FIRST_PASS, HIRES_PASS),
+    ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 DEFAULTS = {option.name: option.default for option in OPTIONS}
@@ -154,13 +167,22 @@ class Request:
 
     def changed(self) -> dict[str, object]:
         """The options that differ from their defaults and have an effect, `enabled` aside."""
-        size = self.values["size"]
-        idle = {"enabled"}
-        if size not in LONG_SIDES:
-            idle |= {"ratio", "portrait"}
-        if size != CUSTOM_SIZE:
-            idle |= {"width", "height"}
+        idle = {"enabled"} | idle_sizes(self.values)
         return {name: value for name, value in self.values.items() if name not in idle and value != DEFAULTS[name]}
+
+
+def idle_sizes(values: dict[str, object]) -> set[str]:
+    """The size options that have no effect beside the others."""
+    if values["size"] == WEBUI_SIZE:
+        return {"ratio", "portrait", "width", "height", "long_side"}
+    if values["ratio"] == FREE_RATIO:
+        return {"portrait", "long_side"}
+    idle = {"width", "height"}
+    if values["size"] != CUSTOM_SIZE:
+        idle.add("long_side")
+    if values["ratio"] == WEBUI_RATIO:
+        idle.add("portrait")
+    return idle
 
 
 def preset_values(name: str) -> dict[str, object]:
@@ -173,8 +195,8 @@ def preset_values(name: str) -> dict[str, object]:
 def values_from_args(args: tuple) -> dict[str, object]:
     """Options from a script's arguments: positional, or one dict as the first (`preset` allowed there).
 
-    In the dict form a `width` or `height` means the custom size unless `size` says otherwise, a missing one of the
-    two is the other, and an unknown name is refused.
+    In the dict form a `width` or `height` alone means that size (ratio "Free"), a missing one of the two is the other,
+    and an unknown name is refused.
     """
     if not args or not isinstance(args[0], dict):
         given = dict(zip(BY_NAME, args, strict=False))
@@ -184,8 +206,8 @@ def values_from_args(args: tuple) -> dict[str, object]:
     if unknown := [name for name in given if name not in BY_NAME]:
         raise ResDiTError(f"unknown field {unknown[0]!r}; the fields are {', '.join(BY_NAME)} and preset")
     sides = [name for name in ("width", "height") if name in given]
-    if sides and "size" not in given:
-        given["size"] = CUSTOM_SIZE
+    if sides and "ratio" not in given and given.get("size", CUSTOM_SIZE) == CUSTOM_SIZE:
+        given |= {"size": CUSTOM_SIZE, "ratio": FREE_RATIO}
         if len(sides) == 1:
             side = BY_NAME[sides[0]].parse(given[sides[0]])  # here, so that an error names the side that was given
             given |= {"width": side, "height": side}
@@ -208,12 +230,15 @@ def snap(pixels: float) -> int:
     return max(1, round(pixels / PIXELS_PER_TOKEN)) * PIXELS_PER_TOKEN
 
 
-def output_size(values: dict[str, object]) -> tuple[int, int] | None:
-    """(width, height) in pixels, multiples of 16; None where the WebUI's own size is to be kept."""
+def output_size(values: dict[str, object], width: int, height: int) -> tuple[int, int]:
+    """(width, height) in pixels, multiples of 16 unless they are the page's own `width` and `height`."""
     if values["size"] == WEBUI_SIZE:
-        return None
-    if values["size"] == CUSTOM_SIZE:
+        return width, height
+    if values["ratio"] == FREE_RATIO:
         return snap(values["width"]), snap(values["height"])
-    long, (a, b) = LONG_SIDES[values["size"]], RATIOS[values["ratio"]]
-    width, height = snap(long), snap(long * b / a)
-    return (height, width) if values["portrait"] else (width, height)
+    long = values["long_side"] if values["size"] == CUSTOM_SIZE else LONG_SIDES[values["size"]]
+    if values["ratio"] == WEBUI_RATIO:
+        return snap(long * min(1, width / height)), snap(long * min(1, height / width))
+    a, b = RATIOS[values["ratio"]]
+    sides = snap(long), snap(long * b / a)
+    return sides[::-1] if values["portrait"] else sides

@@ -1,0 +1,123 @@
+"""What ResDiT will do for one picture and what it will cost, or why it does nothing: page, log and API show this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+from ..cost import DECODE_VALUES, activation_bytes, attention_cost
+from ..families import Family, Flux
+from ..geometry import Grid, Layout, make_layout
+from ..schedule import steps_per_phase
+from .options import PIXELS_PER_TOKEN, Request
+
+MEASURED_SCALE = 4.05  # the lab went to 4x
+# What the page assumes before a model is loaded.
+FLUX_DEV = SimpleNamespace(name=Flux.name, hidden_size=3072, peak_vectors=Flux.peak_vectors, pools=Flux.pools)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The plan for one picture.
+
+    Attributes:
+        width, height: of the picture, in pixels.
+        steps: of the run.
+        idle: why nothing will be done; None where ResDiT is active. What follows is only meaningful then.
+        layout: the token grid and its patches.
+        phases: number of steps by phase.
+        attention: operations of attention relative to plain attention at this size.
+        activations: bytes beside the model's weights.
+        warnings: what the user should know before starting.
+    """
+
+    width: int
+    height: int
+    steps: int
+    idle: str | None = None
+    layout: Layout | None = None
+    phases: dict[str, int] = field(default_factory=dict)
+    attention: float = 1.0
+    activations: int = 0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def active(self) -> bool:
+        return self.idle is None
+
+    @property
+    def decode(self) -> int:
+        """Bytes that the VAE needs to decode the picture as a whole, in 16 bits."""
+        return self.width * self.height * DECODE_VALUES * 2
+
+    @property
+    def scale(self) -> float:
+        """Of the longer-scaled side to the base grid's."""
+        return max(self.layout.scales)
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """(width, height) of a patch, which is the base size, in pixels."""
+        return self.layout.base.width * PIXELS_PER_TOKEN, self.layout.base.height * PIXELS_PER_TOKEN
+
+    def line(self) -> str:
+        """The whole in one line."""
+        if not self.active:
+            return f"not active: {self.idle}"
+        phases = ", ".join(f"{n} {phase}" for phase, n in self.phases.items())
+        patches = f"{len(self.layout.rows)}x{len(self.layout.cols)} patches of {self.patch[0]}x{self.patch[1]}"
+        return (
+            f"active: {self.width}x{self.height}, scale {self.scale:.2f}, {patches}, steps: {phases} of {self.steps}; "
+            f"attention {self.attention:.2f}x of plain, {self.activations / 1e9:.1f} GB beside the model's weights, "
+            f"{self.decode / 1e9:.1f} GB for the VAE unless in tiles"
+            + "".join(f"; {warning}" for warning in self.warnings)
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        told = {"active": self.active, "line": self.line(), "width": self.width, "height": self.height}
+        if not self.active:
+            return told | {"reason": self.idle}
+        return told | {
+            "megapixels": round(self.width * self.height / 1e6, 2),
+            "scale": round(self.scale, 4),
+            "patch": {"width": self.patch[0], "height": self.patch[1]},
+            "patch_rows": [row * PIXELS_PER_TOKEN for row in self.layout.rows],
+            "patch_columns": [col * PIXELS_PER_TOKEN for col in self.layout.cols],
+            "steps": self.steps,
+            "phases": self.phases,
+            "attention": round(self.attention, 4),
+            "activation_bytes": self.activations,
+            "decode_bytes": self.decode,
+            "warnings": list(self.warnings),
+        }
+
+
+def forecast(request: Request, width: int, height: int, steps: int, family: Family = FLUX_DEV) -> Forecast:
+    """The plan for an output of `width` x `height` pixels in `steps` steps; the default family is FLUX.1 dev's size."""
+    if not request.enabled:
+        return Forecast(width, height, steps, idle="switched off")
+    layout = make_layout(Grid(-(-height // PIXELS_PER_TOKEN), -(-width // PIXELS_PER_TOKEN)), request.config)
+    if layout.is_base:
+        base = request.values["base_size"]
+        return Forecast(width, height, steps, idle=f"{width}x{height} is not above the base size ({base} px squared)")
+    config, warnings = request.config, []
+    if config.speed != "exact" and not family.pools:
+        config = replace(config, speed="exact")
+        warnings.append(f"speed has no effect on {family.name}")
+    elif config.speed != "exact" and attention_cost(layout, config, steps) == attention_cost(
+        layout, replace(config, speed="exact"), steps
+    ):
+        warnings.append("speed has no effect below 2x")
+    if max(layout.scales) > MEASURED_SCALE:
+        warnings.append("beyond 4x nothing was measured")
+    return Forecast(
+        width,
+        height,
+        steps,
+        layout=layout,
+        phases={phase.value: n for phase, n in steps_per_phase(config, steps).items() if n},
+        attention=attention_cost(layout, config, steps),
+        activations=activation_bytes(layout.grid, family),
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,102 @@
+"""The list of presets, built-in and the user's own, and the controls that save, rename and delete the latter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from html import escape
+
+import gradio as gr
+
+from ..config import PRESETS
+from ..errors import ResDiTError
+from .options import preset_values
+from .presets import FIELDS, PresetStore
+
+QUIET = dict(queue=False, show_progress=False)
+
+
+def built_in(values: Mapping[str, object]) -> str | None:
+    """The built-in preset whose options these are, if any."""
+    return next((name for name in PRESETS if preset_values(name).items() <= values.items()), None)
+
+
+class PresetRow:
+    """Both parts of one tab: the list on top, the controls of the user's own below."""
+
+    def __init__(self, prefix: str, store: PresetStore, values: Mapping[str, object]) -> None:
+        self.prefix, self.store = prefix, store
+        self.chosen = gr.Dropdown(
+            self.names()[0],
+            label="Preset",
+            value=built_in(values),
+            elem_id=f"{prefix}_preset",
+            info="Sets the options it is made of; they can be changed afterwards",
+        )
+        self.chosen.do_not_save_to_config = True
+
+    def names(self) -> tuple[list[str], str | None]:
+        """All presets' names, and what was wrong with the user's file."""
+        own, problem = self.store.load()
+        return [*PRESETS, *own], problem
+
+    def build_own(self, tool_button: Callable) -> None:
+        """The controls of the user's own presets."""
+        with gr.Row(elem_classes="resdit-row"):
+            self.name = gr.Textbox(label="Preset name", elem_id=f"{self.prefix}_preset_name", max_lines=1)
+            self.name.do_not_save_to_config = True
+            self.buttons = {
+                verb: tool_button(icon, elem_id=f"{self.prefix}_preset_{verb.lower()}", tooltip=f"{verb} preset")
+                for verb, icon in (("Save", "\U0001f4be"), ("Rename", "\u270f\ufe0f"), ("Delete", "\U0001f5d1\ufe0f"))
+            }
+        self.message = gr.HTML("", elem_id=f"{self.prefix}_preset_message")
+
+    def connect(self, by_name: dict[str, gr.components.Component]) -> None:
+        """Bind the list and the buttons to the options' widgets."""
+        fields = [by_name[name] for name in FIELDS]
+
+        def values_of(name: str) -> list[object]:
+            own, _ = self.store.load()
+            try:
+                values = own[name] if name in own else preset_values(name)
+            except ResDiTError:  # deleted in another tab
+                return [gr.update()] * len(FIELDS)
+            return [values[field] for field in FIELDS]
+
+        self.chosen.input(values_of, inputs=self.chosen, outputs=fields, **QUIET)
+
+        def answer(done: str, chosen: str, problem: str | None = None) -> tuple:
+            names, trouble = self.names()
+            text = " ".join(filter(None, (problem or done, trouble)))
+            update = gr.update(choices=names, value=chosen if chosen in names else "Balanced")
+            return update, f'<p class="resdit-message">{escape(text)}</p>'
+
+        def guarded(act: Callable[..., tuple[str, str]]) -> Callable[..., tuple]:
+            def handler(name: str, chosen: str, *values: object) -> tuple:
+                try:
+                    return answer(*act(name, chosen, values))
+                except ResDiTError as error:
+                    return answer("", chosen, str(error))
+
+            return handler
+
+        def save(name: str, _: str, values: tuple) -> tuple[str, str]:
+            name = name.strip()
+            self.store.save(name, dict(zip(FIELDS, values, strict=True)))
+            return f"saved {name!r}", name
+
+        def rename(name: str, chosen: str, _: tuple) -> tuple[str, str]:
+            name = name.strip()
+            self.store.rename(chosen, name)
+            return f"renamed {chosen!r} to {name!r}", name
+
+        def delete(_: str, chosen: str, __: tuple) -> tuple[str, str]:
+            self.store.delete(chosen)
+            return f"deleted {chosen!r}", "Balanced"
+
+        for verb, act in (("Save", save), ("Rename", rename), ("Delete", delete)):
+            self.buttons[verb].click(
+                guarded(act),
+                inputs=[self.name, self.chosen, *fields],
+                outputs=[self.chosen, self.message],
+                **QUIET,
+            )

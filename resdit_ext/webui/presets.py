@@ -1,0 +1,165 @@
+"""The user's own presets: named values of what a built-in preset fixes, in one JSON file of the extension."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import threading
+from itertools import count
+from pathlib import Path
+
+from ..config import PRESETS, ResDiTConfig
+from ..errors import ResDiTError
+from .options import BY_NAME, DEFAULTS, preset_values
+
+logger = logging.getLogger("ResDiT")
+FIELDS = tuple(preset_values("Balanced"))
+LONGEST_NAME = 60
+# The page's events run in threads: between reading and writing in one, no other may write.
+WRITING = threading.Lock()
+
+
+def check_name(name: object) -> str:
+    """The name without blanks around it; raises ResDiTError where a user's preset cannot have it."""
+    trimmed = name.strip() if isinstance(name, str) else ""
+    if not trimmed.isprintable() or not 1 <= len(trimmed) <= LONGEST_NAME:
+        raise ResDiTError(f"preset name is {name!r}; it must be 1 to {LONGEST_NAME} printable characters")
+    if trimmed.casefold() in map(str.casefold, PRESETS):
+        built_in = ", ".join(map(repr, PRESETS))
+        raise ResDiTError(f"preset name is {name!r}; it must not be a built-in preset's ({built_in})")
+    return trimmed
+
+
+def check_values(values: dict[str, object]) -> dict[str, object]:
+    """Every field of a preset as its type; raises ResDiTError naming an unknown, missing or bad one."""
+    if unknown := [name for name in values if name not in FIELDS]:
+        raise ResDiTError(f"unknown field {unknown[0]!r}; a preset's fields are {', '.join(FIELDS)}")
+    checked = {name: BY_NAME[name].parse(values.get(name)) for name in FIELDS}
+    ResDiTConfig(**checked)  # which knows what may not go together
+    return checked
+
+
+def read_field(name: str, value: object) -> tuple[dict[str, object], list[str]]:
+    """A field as read from the file: itself, or nothing and what is wrong with it."""
+    if name not in FIELDS:
+        return {}, [f"unknown field {name!r}"]
+    try:
+        return {name: BY_NAME[name].parse(value)}, []
+    except ResDiTError as error:
+        return {}, [str(error)]
+
+
+def read_preset(name: str, entry: object) -> tuple[dict[str, dict[str, object]], list[str]]:
+    """A preset as read from the file: itself with defaults for its bad fields, or nothing; and what is wrong.
+
+    That a field is missing is not wrong: an update may have brought it.
+    """
+    if not isinstance(entry, dict):
+        return {}, [f"preset {name!r} is left out: it is a {type(entry).__name__}, not an object of options"]
+    values, problems = {field: DEFAULTS[field] for field in FIELDS}, []
+    for field, given in entry.items():
+        good, bad = read_field(field, given)
+        values |= good
+        problems += [f"preset {name!r} without a field: {problem}" for problem in bad]
+    try:
+        check_name(name)
+        return {name: check_values(values)}, problems
+    except ResDiTError as error:
+        return {}, [f"preset {name!r} is left out: {error}"]
+
+
+class PresetStore:
+    """The presets in one file, which is read anew each time, so that tabs and processes see each other's."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def load(self) -> tuple[dict[str, dict[str, object]], str | None]:
+        """The presets by name, and what was wrong with the file in words for the user."""
+        try:
+            entries, trouble = self._read()
+        except ResDiTError as error:
+            return {}, str(error)
+        presets, problems = {}, [trouble] if trouble else []
+        for name, entry in entries.items():
+            good, bad = read_preset(name, entry)
+            presets |= good
+            problems += [f"{self.path.name}: {problem}" for problem in bad]
+        return presets, "; ".join(problems) or None
+
+    def save(self, name: str, values: dict[str, object]) -> None:
+        """Add a preset, or replace the user's preset of that name."""
+        name, values = check_name(name), check_values(values)
+        with WRITING:
+            self._write(self._entries() | {name: values})
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a preset another name, which no other preset may have; its place in the list stays."""
+        new = check_name(new)
+        with WRITING:
+            entries = self._entries()
+            self._check_known(old, entries)
+            if new != old and new in entries:
+                raise ResDiTError(f"preset name is {new!r}; it must not be another preset's")
+            self._write({new if name == old else name: entry for name, entry in entries.items()})
+
+    def delete(self, name: str) -> None:
+        """Remove a preset."""
+        with WRITING:
+            entries = self._entries()
+            self._check_known(name, entries)
+            self._write({other: entry for other, entry in entries.items() if other != name})
+
+    @staticmethod
+    def _check_known(name: str, entries: dict[str, object]) -> None:
+        if name not in entries:
+            raise ResDiTError(f"preset is {name!r}; choose one of your own ({', '.join(map(repr, entries)) or 'none'})")
+
+    def _entries(self) -> dict[str, object]:
+        """What the file holds, untouched: a preset is not to lose what only a later release understands."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[dict[str, object], str | None]:
+        """What the file holds; one that is no JSON object is moved aside and told about."""
+        try:
+            entries = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            return {}, None
+        except OSError as error:
+            raise ResDiTError(f"{self.path.name} cannot be read: {error}") from error
+        except (ValueError, RecursionError):
+            entries = None
+        if isinstance(entries, dict):
+            return entries, None
+        aside = self._move_aside()
+        message = f"{self.path.name} was damaged; it is now {aside.name}, and your presets begin anew"
+        logger.warning(message)
+        return {}, message
+
+    def _move_aside(self) -> Path:
+        names = (self.path.with_name(f"{self.path.name}.bad{number or ''}") for number in count())
+        aside = next(path for path in names if not path.exists())
+        try:
+            return self.path.replace(aside)
+        except OSError as error:
+            raise ResDiTError(f"{self.path.name} is damaged and cannot be moved aside: {error}") from error
+
+    def _write(self, entries: dict[str, object]) -> None:
+        """Replace the file at once: whoever reads it meanwhile, or after a crash, finds the old one or the new."""
+        text = json.dumps(entries, indent=2)
+        written = None
+        try:
+            with tempfile.NamedTemporaryFile(
+                "w", encoding="utf-8", dir=self.path.parent, prefix=self.path.name, suffix=".partial", delete=False
+            ) as file:
+                written = Path(file.name)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            written.replace(self.path)
+        except OSError as error:
+            if written is not None:
+                written.unlink(missing_ok=True)
+            raise ResDiTError(f"{self.path.name} cannot be written: {error}") from error

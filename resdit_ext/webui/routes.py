@@ -1,0 +1,99 @@
+"""Three GET routes that need no generation: the version, the options' JSON schema and the plan for a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from .. import __version__
+from ..config import PRESETS
+from ..errors import ResDiTError
+from ..families import SD3
+from .forecast import FLUX_DEV, forecast
+from .options import BY_NAME, DEFAULTS, OPTIONS, WEBUI_SIZE, Option, output_size, parse_request
+from .xyz import PRESET, parse_text
+
+# The hidden size is SD3.5-medium's and SD3-medium's.
+SD3_MEDIUM = SimpleNamespace(name=SD3.name, hidden_size=1536, peak_vectors=SD3.peak_vectors, pools=SD3.pools)
+MODELS = {"flux": FLUX_DEV, "sd3": SD3_MEDIUM}
+MODEL = Option("model", "Model", "choice", "flux", choices=tuple(MODELS))
+STEPS = Option("steps", "Steps", "number", 20, low=1, high=1000)
+
+
+def schema_of(option: Option) -> dict[str, object]:
+    """The JSON schema of one option's value.
+
+    Its step is left out: the widgets keep to it, the API takes what is between and rounds a picture's sides itself.
+    """
+    number = {"type": "integer" if option.whole else "number", "minimum": option.low, "maximum": option.high}
+    kinds = {
+        "bool": {"type": "boolean"},
+        "choice": {"enum": list(option.choices)},
+        "number": number,
+        "scale": {"anyOf": [{"enum": list(option.choices)}, number]},
+    }
+    return {"title": option.label, "description": option.info, "default": option.default} | kinds[option.kind]
+
+
+def schema() -> dict[str, object]:
+    """The JSON schema of the object of named options that a request has in `args`."""
+    properties = {option.name: schema_of(option) for option in OPTIONS}
+    properties["enabled"] |= {"default": True, "description": "An object of options switches ResDiT on"}
+    properties["preset"] = {
+        "title": "Preset",
+        "description": "Sets the options it is made of; those given beside it come first",
+        "enum": list(PRESETS),
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "ResDiT High-Res",
+        "description": "alwayson_scripts['ResDiT High-Res'].args[0]. A width or height alone is a size of its own, and "
+        "the other side too; fused_until must not be below global_until",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def plan(query: Mapping[str, str]) -> dict[str, object]:
+    """The forecast for a picture of `width` x `height` pixels in `steps` steps; raises ResDiTError naming the field.
+
+    An option `size` other than WebUI makes the picture's size from the page's, as a generation would.
+    """
+    known = BY_NAME | {option.name: option for option in (MODEL, STEPS, PRESET)}
+    if unknown := [name for name in query if name not in known]:
+        raise ResDiTError(f"unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
+    if missing := [name for name in ("width", "height", "steps") if name not in query]:
+        raise ResDiTError(f"{missing[0]} is missing; width, height and steps are needed")
+    values = {name: parse_text(known[name], text) for name, text in query.items()}
+    model, steps = values.pop("model", MODEL.default), values.pop("steps")
+    request = parse_request(({"size": WEBUI_SIZE, "ratio": DEFAULTS["ratio"]} | values,))
+    width, height = values["width"], values["height"]
+    size = output_size(request.values, width, height) if request.enabled else (width, height)
+    return forecast(request, *size, steps, MODELS[model]).as_dict()
+
+
+def answering(compute: Callable[[Mapping[str, str]], dict[str, object]]) -> Callable[[Request], JSONResponse]:
+    """An endpoint that computes its answer from the query; what is wrong with that is answered with 422."""
+
+    def endpoint(request: Request) -> JSONResponse:
+        try:
+            return JSONResponse(compute(request.query_params))
+        except ResDiTError as error:
+            return JSONResponse({"error": "ResDiTError", "detail": f"ResDiT High-Res: {error}"}, status_code=422)
+
+    endpoint.__doc__ = compute.__doc__  # what the host's /docs shows
+    return endpoint
+
+
+def add_routes(app: object) -> None:
+    """Add the routes to a FastAPI application that does not have them yet."""
+    present = {getattr(route, "path", None) for route in app.routes}
+    routes = {"version": lambda _: {"version": __version__}, "schema": lambda _: schema(), "plan": plan}
+    for name, compute in routes.items():
+        path = f"/resdit/v1/{name}"
+        if path not in present:
+            app.add_api_route(path, answering(compute), methods=["GET"], name=f"resdit_{name}", response_model=None)

@@ -1,0 +1,93 @@
+"""The options as axes of the host's X/Y/Z plot."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+from collections.abc import Callable
+from types import ModuleType
+
+from ..config import PRESETS
+from .options import CUSTOM_SIZE, FREE_RATIO, OPTIONS, Option, preset_values, values_from_args
+
+logger = logging.getLogger("ResDiT")
+ATTRIBUTE = "_resdit_xyz"
+LEFT_OUT = ("enabled", "chunk_mb")  # any axis switches ResDiT on; the chunk never changes the picture
+PRESET = Option("preset", "Preset", "choice", "Balanced", choices=tuple(PRESETS))
+RANGE = re.compile(r"\d\s*-")  # 0.1-0.5, 0.1-0.5 (+0.1) and 0.1-0.5 [5], which the host expands
+
+
+def parse_text(option: Option, text: str) -> object:
+    """An option's value from text, where true and false are words."""
+    if option.kind == "bool":
+        return option.parse({"true": True, "false": False}.get(text.lower(), text))
+    return option.parse(text)
+
+
+def number_texts(option: Option, text: str) -> list[str]:
+    """The items of a number axis, each value checked here: the host would report one that it cannot convert itself."""
+    items = (item.strip() for item in next(csv.reader([text], skipinitialspace=True), []))
+    return [item if RANGE.search(item) else str(option.parse(item)) for item in items if item]
+
+
+def axis(option: Option, axis_option: Callable) -> object:
+    """The host's AxisOption for one option.
+
+    The type of a number is `int` or `float` itself, which is what the host expands ranges for.
+    """
+
+    def confirm(_: object, values: list) -> None:
+        for value in values:
+            parsed(value)
+
+    def parsed(value: object) -> object:
+        return option.parse(round(value, 8) if isinstance(value, float) else value)
+
+    def apply(p: object, value: object, _: list) -> None:
+        # A new dict for every picture: the host copies `p` without copying what it holds.
+        setattr(p, ATTRIBUTE, getattr(p, ATTRIBUTE, {}) | {option.name: parsed(value)})
+
+    label = f"[ResDiT] {option.label}"
+    if option.kind == "number":
+        kind = int if option.whole else float
+        return axis_option(label, kind, apply, confirm=confirm, prepare=lambda text: number_texts(option, text))
+    choices = [str(value) for value in option.choices or (False, True)]
+    return axis_option(label, lambda text: parse_text(option, text), apply, confirm=confirm, choices=lambda: choices)
+
+
+def add_to(grid: ModuleType) -> None:
+    """Add the axes that a host's X/Y/Z script does not have yet."""
+    present = {existing.label for existing in grid.axis_options}
+    options = (PRESET, *(option for option in OPTIONS if option.name not in LEFT_OUT))
+    axes = (axis(option, grid.AxisOption) for option in options)
+    grid.axis_options.extend(new for new in axes if new.label not in present)
+
+
+def add_axes() -> None:
+    """Add the axes to the host; where that fails, the host goes on without them."""
+    try:
+        from modules import scripts
+
+        # The script is no importable module: the host loads it under its file's name, anew with every "Reload UI".
+        for data in scripts.scripts_data:
+            if data.script_class.__module__ == "xyz_grid.py" and hasattr(data.module, "axis_options"):
+                add_to(data.module)
+    except Exception:
+        logger.exception("the X/Y/Z plot has no axes of ResDiT")
+
+
+def merged(p: object, args: tuple) -> tuple:
+    """The script's arguments with the plot's values for this picture in them, as one dict; without any, as they are.
+
+    An axis switches ResDiT on; a preset replaces the page's values and gives way to the other axes.
+    """
+    axes = getattr(p, ATTRIBUTE, None)
+    if not axes:
+        return args
+    given = {name: value for name, value in axes.items() if name != PRESET.name}
+    preset = preset_values(axes[PRESET.name]) if PRESET.name in axes else {}
+    # A side alone is a size of its own, as in the API.
+    size = {"size": CUSTOM_SIZE} if {"width", "height", "long_side"} & given.keys() else {}
+    ratio = {"ratio": FREE_RATIO} if {"width", "height"} & given.keys() else {}
+    return (values_from_args(args) | preset | size | ratio | given | {"enabled": True},)

@@ -1,0 +1,200 @@
+"""The routes, asked as a client asks them; the schema says yes and no where the option table does."""
+
+import json
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from resdit_ext import ResDiTError, __version__
+from resdit_ext.webui import routes
+from resdit_ext.webui.forecast import forecast
+from resdit_ext.webui.options import BY_NAME, DEFAULTS, OPTIONS, parse_request
+
+
+@pytest.fixture(scope="module")
+def client():
+    app = FastAPI()
+    routes.add_routes(app)
+    routes.add_routes(app)  # Reload UI with the same application
+    return TestClient(app)
+
+
+def get(client, name, **query):
+    answer = client.get(f"/resdit/v1/{name}", params=query)
+    return answer.status_code, answer.json()
+
+
+def plan(client, **query):
+    return get(client, "plan", **({"width": 3072, "height": 2048, "steps": 35} | query))
+
+
+def test_each_route_is_there_once(client):
+    paths = [getattr(route, "path", "") for route in client.app.routes]
+    assert sorted(path for path in paths if path.startswith("/resdit/")) == [
+        "/resdit/v1/plan",
+        "/resdit/v1/schema",
+        "/resdit/v1/version",
+    ]
+    assert client.post("/resdit/v1/plan").status_code == 405
+    assert "/resdit/v1/plan" in client.get("/openapi.json").json()["paths"]
+
+
+def test_version(client):
+    assert get(client, "version") == (200, {"version": __version__})
+
+
+@pytest.mark.parametrize(
+    ("query", "options"),
+    [
+        ({}, {}),
+        ({"speed": "fast"}, {"speed": "fast"}),
+        ({"preset": "Paper", "cutoff": "0.3"}, {"preset": "Paper", "cutoff": 0.3}),
+        ({"attention_scale": "1.5", "base_size": "512"}, {"attention_scale": 1.5, "base_size": 512}),
+        ({"base_shape": "square", "enabled": "true"}, {"base_shape": "square"}),
+        ({"enabled": "False"}, {"enabled": False}),
+    ],
+)
+def test_the_plan_is_the_forecast(client, query, options):
+    request = parse_request(({"size": "WebUI", **options},))
+    expected = forecast(request, 3072, 2048, 35).as_dict()
+    assert plan(client, **query) == (200, json.loads(json.dumps(expected)))
+
+
+@pytest.mark.parametrize(
+    ("query", "size"),
+    [
+        ({}, (3072, 2048)),
+        ({"width": "1000", "height": "1400"}, (1000, 1400)),
+        ({"size": "4K"}, (4096, 4096)),
+        ({"size": "4K", "ratio": "2:1", "portrait": "true"}, (2048, 4096)),
+        ({"size": "4K", "ratio": "WebUI"}, (4096, 2736)),
+        ({"size": "2K", "ratio": "Free"}, (3072, 2048)),
+        ({"size": "Custom", "long_side": "5008"}, (5008, 5008)),
+    ],
+)
+def test_the_pictures_size(client, query, size):
+    status, answer = plan(client, **query)
+    assert status == 200 and (answer["width"], answer["height"]) == size
+
+
+def test_the_plan_knows_the_model(client):
+    _, flux = plan(client, speed="fastest")
+    _, sd3 = plan(client, speed="fastest", model="sd3")
+    assert flux["attention"] < sd3["attention"] and flux["activation_bytes"] != sd3["activation_bytes"]
+    assert sd3["warnings"] == ["speed has no effect on SD3"]
+    assert plan(client, model="flux", speed="fastest") == (200, flux)
+
+
+@pytest.mark.parametrize("side", ["256", "8192"])
+def test_the_extremes_have_a_plan(client, side):
+    for options in ({}, {"base_size": "128"}, {"base_size": "2048", "base_shape": "square"}, {"preset": "Paper"}):
+        for steps in ("1", "1000"):
+            assert plan(client, width=side, height="8192", steps=steps, **options)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"wdth": "7"}, "unknown field 'wdth'; the fields are enabled, size"),
+        ({"width": "wide"}, "width is 'wide'; it must be a whole number from 256 to 8192"),
+        ({"width": ""}, "width is ''"),
+        ({"height": "1e9"}, "height is '1e9'"),
+        ({"height": "nan"}, "height is 'nan'"),
+        ({"steps": "0"}, "steps is '0'; it must be a whole number from 1 to 1000"),
+        ({"steps": "20.5"}, "steps is '20.5'"),
+        ({"model": "sdxl"}, "model is 'sdxl'; choose one of 'flux', 'sd3'"),
+        ({"speed": "warp"}, "speed is 'warp'; choose one of 'exact'"),
+        ({"preset": "Best"}, "preset is 'Best'; choose one of 'Balanced'"),
+        ({"enabled": "perhaps"}, "enabled is 'perhaps'; it must be true or false"),
+        ({"global_until": "0.9", "fused_until": "0.3"}, "fused_until is 0.3, below global_until 0.9"),
+    ],
+)
+def test_bad_queries_are_answered_with_422_and_the_field(client, query, message):
+    status, answer = plan(client, **query)
+    assert status == 422 and answer["error"] == "ResDiTError"
+    assert answer["detail"].startswith(f"ResDiT High-Res: {message}")
+
+
+@pytest.mark.parametrize("name", ["width", "height", "steps"])
+def test_what_is_missing_is_named(client, name):
+    query = {key: value for key, value in {"width": 1024, "height": 1024, "steps": 20}.items() if key != name}
+    status, answer = get(client, "plan", **query)
+    assert status == 422 and f"{name} is missing" in answer["detail"]
+
+
+KINDS = {"boolean": bool, "integer": (int, float), "number": (int, float), "object": dict}
+
+
+def valid(schema, value):
+    """Whether a value fits a schema, by JSON Schema's rules for the keywords that ours has."""
+    if "type" in schema:
+        number = schema["type"] in ("integer", "number")
+        if not isinstance(value, KINDS[schema["type"]]) or (number and isinstance(value, bool)):
+            return False
+        if number and not schema["minimum"] <= value <= schema["maximum"]:
+            return False
+        if schema["type"] == "integer" and value != int(value):
+            return False
+        if schema["type"] == "object":
+            known = schema["properties"]
+            return all(name in known and valid(known[name], item) for name, item in value.items())
+    if "anyOf" in schema:
+        return any(valid(part, value) for part in schema["anyOf"])
+    return "enum" not in schema or any(value == item and type(value) is type(item) for item in schema["enum"])
+
+
+def accepted(option, value):
+    try:
+        option.parse(value)
+    except ResDiTError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def schema(client):
+    return get(client, "schema")[1]
+
+
+def test_the_schema_is_an_object_of_every_option_and_the_preset(schema):
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["type"] == "object" and schema["additionalProperties"] is False
+    assert list(schema["properties"]) == [*BY_NAME, "preset"]
+    for option in OPTIONS:
+        part = schema["properties"][option.name]
+        assert valid(part, part["default"]) and part["title"] == option.label
+        assert option.name == "enabled" or part["description"] == option.info
+    defaults = {name: part["default"] for name, part in schema["properties"].items() if "default" in part}
+    assert parse_request((defaults,)) == parse_request(({},)) and defaults == DEFAULTS | {"enabled": True}
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_the_schema_and_the_table_agree(schema, option):
+    """On values of JSON's own types; that the table takes a number in a string too is not promised."""
+    values = [
+        True,
+        False,
+        None,
+        [],
+        {},
+        "",
+        "log",
+        "sqrt-log",
+        *option.choices,
+        *(c.swapcase() for c in option.choices),
+    ]
+    values += [0, 1, 0.5, 0.7, -1, 3000, 3072.0, 3072.5, 1e9, option.low, option.high]
+    values += [option.low - 1, option.high + 1, option.low + 0.001, option.high + 0.001]
+    part = schema["properties"][option.name]
+    assert [valid(part, value) for value in values] == [accepted(option, value) for value in values]
+
+
+def test_the_schema_and_the_requests_agree(schema):
+    for args in ({}, {"width": 3000}, {"preset": "Paper"}, {"preset": "Best"}, {"wdth": 1}, {"cutoff": 2}, []):
+        try:
+            parse_request((args,))
+            taken = isinstance(args, dict)
+        except ResDiTError:
+            taken = False
+        assert valid(schema, args) is taken
