@@ -108,7 +108,8 @@ class Plan:
             return False
         self._chunk = min(self._chunk, len(self.gather)) // 2
         height, width = self.layout.grid.height, self.layout.grid.width
-        self._say(f"out of memory at {width}x{height} tokens: going on with {self._chunk} patches at once")
+        patches = "1 patch" if self._chunk == 1 else f"{self._chunk} patches"
+        self._say(f"out of memory at {width}x{height} tokens: going on with {patches} at once")
         return True
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from resdit_ext.hosts.forge import attach
+from resdit_ext.memory import OutOfMemory
 from resdit_ext.patching import swapped
 from resdit_ext.run import Run
 from resdit_ext.schedule import shifted_sigmas
@@ -20,6 +24,30 @@ STEPS = 7
 
 class Stopped(BaseException):
     """Like KeyboardInterrupt, which the runner itself should still obey."""
+
+
+@contextmanager
+def in_place_of_the_model(bench: Bench, compiled: object) -> Iterator[None]:
+    """Have the host call a compiled wrapper, which is a module and not to become a part of it."""
+    inner, unregistered = bench.unet.model, bench.unet.model._modules.pop("diffusion_model")
+    try:
+        with swapped(inner, diffusion_model=Wrapped(compiled)):
+            yield
+    finally:
+        inner._modules["diffusion_model"] = unregistered
+
+
+class Wrapped:
+    """A module that is no module to those who collect them; all else shows through."""
+
+    def __init__(self, module: object) -> None:
+        self.module = module
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        return self.module(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.module, name)
 
 
 @check
@@ -81,6 +109,46 @@ def tiles(apply_model: object, args: dict) -> Tensor:
         total[..., part] += apply_model(x[..., part], t, **c)
         count[..., part] += 1
     return total / count
+
+
+@check
+def a_compiled_model_is_the_same(bench: Bench) -> str:
+    """As Forge Neo's own extension compiles it: inside the call, after everything is attached."""
+    x, model, counter, found = kit.latent(*TRIPLE), bench.model, CompileCounter(), []
+    plain = kit.velocity(bench.unet, x, 0.8)
+    expected = [kit.velocity(bench.attached()[0], x, sigma) for sigma in PHASES.values()]
+    torch.compiler.reset()
+    compiled, frames = torch.compile(model, backend=counter), []
+    with in_place_of_the_model(bench, compiled):
+        for _ in range(3):
+            unet = bench.attached()[0]
+            for sigma, wanted in zip(PHASES.values(), expected, strict=True):
+                found.append(kit.error(kit.velocity(unet, x, sigma), wanted))
+            found.append(kit.error(kit.velocity(bench.unet, x, 0.8), plain))
+            frames.append(counter.frame_count)
+    torch.compiler.reset()
+    assert frames[0] > 0, "nothing was compiled"
+    same(frames[1], frames[2], "frames compiled by the second and the third generation")
+    return small(max(found), 1e-5, "error") + f", {frames} frames"
+
+
+@check
+def running_out_of_memory_loses_nothing(bench: Bench) -> str:
+    """The host's attention has no room for more than two patches: fewer at once, the same picture, told once."""
+    x, said, theirs = kit.latent(*TRIPLE), [], bench.flux.attention_function
+    expected = kit.velocity(bench.attached()[0], x, PHASES["fused"])
+
+    def tight(q: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if len(q) > 2:
+            raise OutOfMemory("no room")
+        return theirs(q, *args, **kwargs)
+
+    unet, _ = bench.attached(say=said.append)
+    with swapped(bench.flux, attention_function=tight):
+        got = kit.velocity(unet, x, PHASES["fused"])
+    same(len(said), len(set(said)), "different messages")
+    assert said and said[-1].endswith(("going on with 2 patches at once", "going on with 1 patch at once")), said
+    return small(kit.error(got, expected), 1e-5, "error") + f", {len(said)} messages"
 
 
 @check
