@@ -121,6 +121,8 @@ def examine_forge(host: Path, report: Report) -> None:
     report.say(
         attention[:4] == ["q", "k", "v", "pe"], "backend/nn/flux.py: attention(q, k, v, pe, ...)", "update the WebUI"
     )
+    kernel = functions(host / "backend" / "attention.py").get("attention_pytorch", [])
+    report.say("skip_reshape" in kernel, "backend/attention.py: attention(..., skip_reshape)", "update the WebUI")
     report.note("models: FLUX.1 dev, schnell, Krea, Fill, Depth, Canny; with LoRA; GGUF, NF4, fp8")
     if examine_sd3(host / "backend" / "nn" / "mmditx.py", "backend/nn/mmditx.py", report):
         report.note("models: SD3-medium, SD3.5-large, SD3.5-medium")

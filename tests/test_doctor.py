@@ -32,6 +32,7 @@ def checkout(root, flux):
         "modules/ui_components.py": "class InputAccordion: pass\nclass ToolButton: pass",
         "modules_forge/__init__.py": "",
         "backend/nn/flux.py": flux,
+        "backend/attention.py": "def attention_pytorch(q, k, v, heads, mask=None, skip_reshape=False): pass",
         "backend/patcher/base.py": "class ModelPatcher:\n    def set_model_unet_function_wrapper(self, f): pass",
         "backend/patcher/unet.py": "class UnetPatcher:\n    def clone(self): pass",
         "backend/nn/mmditx.py": MMDIT,
@@ -53,6 +54,7 @@ def test_forge_and_its_forks_are_usable(tmp_path, name):
     [
         ("backend/nn/flux.py", "def attention(x): pass", "NO  backend/nn/flux.py: attention(q, k, v, pe, ...)"),
         ("backend/nn/flux.py", "this is not python", "NO  backend/nn/flux.py"),
+        ("backend/attention.py", "def attention_pytorch(q, k, v): pass", "NO  backend/attention.py: attention(..."),
         (
             "modules/scripts.py",
             "class Script: pass",
