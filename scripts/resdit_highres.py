@@ -29,10 +29,10 @@ class ResDiTHighRes(scripts.Script):
         tab = "img2img" if is_img2img else "txt2img"
         self.accordion = Accordion(tab, InputAccordion, ToolButton, STORE, DEFAULTS | settings.defaults())
         self.infotext_fields = [
-            (component, infotext.restore(option))
+            (component, infotext.PasteField(option))
             for component, option in zip(self.accordion.components, OPTIONS, strict=True)
         ]
-        self.paste_field_names = [infotext.KEY, *map(infotext.key_of, OPTIONS)]
+        self.paste_field_names = [name for _, name in self.infotext_fields]
         self.follow_host()
         return self.accordion.components
 

@@ -187,3 +187,31 @@ def test_a_stolen_wrapper_is_reported(model, caplog):
     with caplog.at_level(logging.ERROR):
         lifecycle.postprocess(p, processed)
     assert "another extension replaced the model function" in processed.comments
+
+
+def told(model, options, **attributes):
+    """What the user is told before the first step."""
+    p = FakeProcessing(model, **attributes)
+    lifecycle.before_process(p, options)
+    lifecycle.process(p, options)
+    return next(iter(p.comments))
+
+
+HIRES = dict(enable_hr=True, hr_scale=2.0, hr_resize_x=0, hr_resize_y=0)
+
+
+def test_what_is_told_is_about_the_passes_that_it_takes_part_in(model):
+    options = {**SMALL, "height": 768}
+    assert "steps: 2 global, 5 fused of 7; attention" in told(model, options)
+    for partly in (HIRES, {"init_images": ["a picture"]}):  # the host decides how many of the steps are run
+        line = told(model, options, **partly)
+        assert "active: 768x768" in line and "steps:" not in line and "attention" not in line
+    first = told(model, {**options, "apply_to": "first pass"}, **HIRES)
+    assert "active: 1024x1024" in first and "steps: 2 global, 5 fused of 7" in first  # the page's own size
+
+
+def test_done_counts_every_pass(model, caplog):
+    p = FakeProcessing(model)
+    with caplog.at_level(logging.INFO, logger="ResDiT"):
+        generate(p, SMALL, passes=2)
+    assert "done: 2 fused" in caplog.text

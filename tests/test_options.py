@@ -94,6 +94,15 @@ def test_pasting_an_image_without_it_switches_it_off_and_leaves_the_rest():
     assert set(restored.values()) == {None}
 
 
+def test_a_paste_field_is_a_name_and_a_function():
+    """As the hosts use it: compared with names, and called where it is callable."""
+    written = infotext.parameters(parse_request(({"cutoff": 0.3, "speed": "fast"},)))
+    fields = {option.name: infotext.PasteField(option) for option in OPTIONS}
+    assert fields["cutoff"] in list(written) and fields["enabled"] == "ResDiT"
+    assert len(set(fields.values())) == len(OPTIONS)
+    assert callable(fields["cutoff"]) and fields["cutoff"](written) == 0.3 and fields["enabled"](written) is True
+
+
 @pytest.mark.parametrize("text", ["twelve", "", "99", "nan"])
 def test_a_damaged_value_pastes_as_the_default(text):
     option = BY_NAME["cutoff"]

@@ -133,8 +133,24 @@ def refreshed(page, host=(512, 512, 20), **changed):
     _, blocks, accordion = page
     (event,) = functions_of(blocks, accordion.by_name["ratio"])  # a second handler would race with it
     options = [changed.get(option.name, option.default) for option in OPTIONS]
-    html, *rows, portrait = event.fn(*host, *options)
+    html, *rows, portrait, _ = event.fn("Balanced", *host, *options)
     return html, [row["visible"] for row in rows], portrait["interactive"]
+
+
+def test_the_list_of_presets_shows_what_the_options_are(page, store):
+    _, blocks, accordion = page
+    (event,) = functions_of(blocks, accordion.by_name["cutoff"])
+
+    def shown(chosen, **changed):
+        return event.fn(chosen, 512, 512, 20, *(changed.get(o.name, o.default) for o in OPTIONS))[-1]
+
+    assert shown("Paper") == "Balanced"
+    assert shown("Balanced", fused_until=0.57, attention_scale="off") == "Paper"
+    assert shown("Balanced", cutoff=0.33) is None
+    own = {field: getattr(PRESETS["Balanced"], field) for field in FIELDS}
+    store.save("as balanced", own)
+    store.save("mine", own | {"cutoff": 0.33})
+    assert shown("Balanced", cutoff=0.33) == "mine" and shown("as balanced") == "as balanced"
 
 
 def test_the_read_out_follows_our_options_and_the_hosts(page):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
+from ..attention import pooled_phases
 from ..cost import DECODE_VALUES, activation_bytes, attention_cost
 from ..families import Family, Flux
 from ..geometry import Grid, Layout, make_layout
@@ -22,22 +23,22 @@ class Forecast:
 
     Attributes:
         width, height: of the picture, in pixels.
-        steps: of the run.
+        steps: of the run; None where it runs only a part of them (img2img, a hires pass), which the host decides later.
         idle: why nothing will be done; None where ResDiT is active. What follows is only meaningful then.
         layout: the token grid and its patches.
-        phases: number of steps by phase.
-        attention: operations of attention relative to plain attention at this size.
+        phases: number of steps by phase; empty where `steps` is None.
+        attention: operations of attention relative to plain attention at this size; None where `steps` is.
         activations: bytes beside the model's weights.
         warnings: what the user should know before starting.
     """
 
     width: int
     height: int
-    steps: int
+    steps: int | None
     idle: str | None = None
     layout: Layout | None = None
     phases: dict[str, int] = field(default_factory=dict)
-    attention: float = 1.0
+    attention: float | None = None
     activations: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -64,14 +65,14 @@ class Forecast:
         """The whole in one line."""
         if not self.active:
             return f"not active: {self.idle}"
-        phases = ", ".join(f"{n} {phase}" for phase, n in self.phases.items())
         patches = f"{len(self.layout.rows)}x{len(self.layout.cols)} patches of {self.patch[0]}x{self.patch[1]}"
-        return (
-            f"active: {self.width}x{self.height}, scale {self.scale:.2f}, {patches}, steps: {phases} of {self.steps}; "
-            f"attention {self.attention:.2f}x of plain, {self.activations / 1e9:.1f} GB beside the model's weights, "
-            f"{self.decode / 1e9:.1f} GB for the VAE unless in tiles"
-            + "".join(f"; {warning}" for warning in self.warnings)
-        )
+        told = f"active: {self.width}x{self.height}, scale {self.scale:.2f}, {patches}"
+        if self.steps is not None:
+            phases = ", ".join(f"{n} {phase}" for phase, n in self.phases.items())
+            told += f", steps: {phases} of {self.steps}; attention {self.attention:.2f}x of plain"
+        told += f"; {self.activations / 1e9:.1f} GB beside the model's weights"
+        told += f", {self.decode / 1e9:.1f} GB for the VAE unless in tiles"
+        return "; ".join((told, *self.warnings))
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -86,14 +87,14 @@ class Forecast:
             "patch_columns": [col * PIXELS_PER_TOKEN for col in self.layout.cols],
             "steps": self.steps,
             "phases": self.phases,
-            "attention": round(self.attention, 4),
+            "attention": None if self.attention is None else round(self.attention, 4),
             "activation_bytes": self.activations,
             "decode_bytes": self.decode,
             "warnings": list(self.warnings),
         }
 
 
-def forecast(request: Request, width: int, height: int, steps: int, family: Family = FLUX_DEV) -> Forecast:
+def forecast(request: Request, width: int, height: int, steps: int | None, family: Family = FLUX_DEV) -> Forecast:
     """The plan for an output of `width` x `height` pixels in `steps` steps; the default family is FLUX.1 dev's size."""
     if not request.enabled:
         return Forecast(width, height, steps, idle="switched off")
@@ -105,9 +106,7 @@ def forecast(request: Request, width: int, height: int, steps: int, family: Fami
     if config.speed != "exact" and not family.pools:
         config = replace(config, speed="exact")
         warnings.append(f"speed has no effect on {family.name}")
-    elif config.speed != "exact" and attention_cost(layout, config, steps) == attention_cost(
-        layout, replace(config, speed="exact"), steps
-    ):
+    elif config.speed != "exact" and not pooled_phases(layout, config):
         warnings.append("speed has no effect below 2x")
     if max(layout.scales) > MEASURED_SCALE:
         warnings.append("beyond 4x nothing was measured")
@@ -116,8 +115,8 @@ def forecast(request: Request, width: int, height: int, steps: int, family: Fami
         height,
         steps,
         layout=layout,
-        phases={phase.value: n for phase, n in steps_per_phase(config, steps).items() if n},
-        attention=attention_cost(layout, config, steps),
+        phases={phase.value: n for phase, n in steps_per_phase(config, steps).items() if n} if steps else {},
+        attention=attention_cost(layout, config, steps) if steps else None,
         activations=activation_bytes(layout.grid, family),
         warnings=tuple(warnings),
     )

@@ -44,3 +44,21 @@ def restore(option: Option) -> Callable[[dict], object]:
             return option.default
 
     return value_in
+
+
+class PasteField(str):
+    """An option's parameter, by name where the host compares names and as a function where it reads a picture's.
+
+    The hosts call what is callable when they paste, and copy between tabs ("Send to img2img") what is in a list of
+    names; only something that is both gets both.
+    """
+
+    __slots__ = ("_restore",)
+
+    def __new__(cls, option: Option) -> PasteField:
+        field = super().__new__(cls, KEY if option.name == "enabled" else key_of(option))
+        field._restore = restore(option)
+        return field
+
+    def __call__(self, params: dict) -> object:
+        return self._restore(params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -167,12 +168,16 @@ def process(p: object, *_: object) -> None:
         for name, side in generation.replaced.items():  # the image is to be made as if we were off
             setattr(p, name, side)
         raise
-    plan = forecast(generation.request, *final_size(p), p.steps, family)
+    hires = getattr(p, "enable_hr", False)
+    first_only = hires and generation.request.values["apply_to"] == FIRST_PASS
+    size = (p.width, p.height) if first_only else final_size(p)
+    # Which of its steps a later pass or img2img will run is the host's to decide.
+    steps = None if (hires and not first_only) or getattr(p, "init_images", None) else p.steps
+    plan = forecast(generation.request, *size, steps, family)
     logger.info(plan.line())
     p.comment(f"ResDiT {plan.line()}")
     p.extra_generation_params.update(infotext.parameters(generation.request))
-    hires = getattr(p, "enable_hr", False)
-    generation.owns_final = plan.active and not (hires and generation.request.values["apply_to"] == FIRST_PASS)
+    generation.owns_final = plan.active and not first_only
     if getattr(p, "init_images", None):
         prepare_vae(p, generation)  # img2img encodes its picture next; the host drops the VAE after that
 
@@ -219,7 +224,7 @@ def postprocess(p: object, processed: object) -> None:
     if generation is None or not generation.runs:
         return
     generation.release()
-    calls = generation.runs[-1].calls
+    calls = sum((run.calls for run in generation.runs), Counter())
     if calls["blocks"] or calls["model calls"]:
         logger.info(
             "done: %s", ", ".join(f"{calls[name]} {name}" for name in ("global", "fused", "local") if calls[name])

@@ -39,6 +39,11 @@ class PresetRow:
         own, problem = self.store.load()
         return [*PRESETS, *own], problem
 
+    def matching(self, chosen: str | None, values: Mapping[str, object]) -> str | None:
+        """The preset whose options the page's are: the chosen one where it is, else a built-in or the user's own."""
+        own = {name: mine for name, mine in self.store.load()[0].items() if mine.items() <= values.items()}
+        return chosen if chosen in own else built_in(values) or next(iter(own), None)
+
     def build_own(self, tool_button: Callable) -> None:
         """The controls of the user's own presets."""
         with gr.Row(elem_classes="resdit-row"):

@@ -118,7 +118,7 @@ class Accordion:
         """
         names = list(host)
 
-        def refresh(*values: object) -> tuple:
+        def refresh(preset: str | None, *values: object) -> tuple:
             given, options = values[: len(names)], values[len(names) :]
             known = {name: value for name, value in zip(names, given, strict=True) if value}  # an emptied field is None
             chosen = dict(zip(self.by_name, options, strict=True))
@@ -129,13 +129,14 @@ class Accordion:
                 gr.update(visible=chosen["size"] == CUSTOM_SIZE and not free),
                 gr.update(visible=sized and free),
                 gr.update(interactive=chosen["ratio"] != WEBUI_RATIO and not free),
+                self.presets.matching(preset, chosen),
             )
 
         for source in (*host.values(), *self.components):
             source.change(
                 refresh,
-                inputs=[*host.values(), *self.components],
-                outputs=[self.status, *self.rows, self.by_name["portrait"]],
+                inputs=[self.presets.chosen, *host.values(), *self.components],
+                outputs=[self.status, *self.rows, self.by_name["portrait"], self.presets.chosen],
                 **QUIET,
             )
         self.send.connect(self.components, host)
