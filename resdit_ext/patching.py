@@ -54,14 +54,20 @@ def swapped(owner: object, **attributes: object) -> Iterator[None]:
 
 
 @contextmanager
+def changed_outputs(changes: Iterable[tuple[nn.Module, Callable[[object], object]]]) -> Iterator[None]:
+    """Have each module return `change(its output)` for the duration of the block."""
+    with ExitStack() as handles:
+        for module, change in changes:
+            handles.enter_context(module.register_forward_hook(lambda _, __, out, change=change: change(out)))
+        yield
+
+
+@contextmanager
 def scaled_outputs(modules: Iterable[nn.Module], factor: float) -> Iterator[None]:
     """Multiply what the modules return by a factor for the duration of the block."""
 
-    def scale(_: nn.Module, __: tuple, out: Tensor) -> Tensor:
+    def scale(out: Tensor) -> Tensor:
         return out * factor
 
-    with ExitStack() as handles:
-        if factor != 1:
-            for module in modules:
-                handles.enter_context(module.register_forward_hook(scale))
+    with changed_outputs((module, scale) for module in (modules if factor != 1 else ())):
         yield

@@ -27,18 +27,27 @@ def shifted_sigmas(steps: int, mu: float = FLUX_SHIFT) -> tuple[float, ...]:
     return tuple(a * s / (1 + (a - 1) * s) for s in (1 - i / steps for i in range(steps + 1)))
 
 
-def boundary(sigmas: Sequence[float], share: float) -> float:
-    """The noise level below which the first `share` of the steps is over.
+def level_after(sigmas: Sequence[float], steps: int) -> float:
+    """The noise level below which the first `steps` steps are over.
 
     Half way between the last step before and the first step after it, so that rounding in the host (bfloat16
     timesteps) cannot push a step over the boundary; +inf where no step comes before it, -inf where none after.
     """
-    first_after = math.ceil(share * (len(sigmas) - 1) - 1e-9)
-    if first_after <= 0:
+    if steps <= 0:
         return math.inf
-    if first_after >= len(sigmas) - 1:
+    if steps >= len(sigmas) - 1:
         return -math.inf
-    return (sigmas[first_after - 1] + sigmas[first_after]) / 2
+    return (sigmas[steps - 1] + sigmas[steps]) / 2
+
+
+def boundary(sigmas: Sequence[float], share: float) -> float:
+    """The noise level below which the first `share` of the steps, rounded up, is over."""
+    return level_after(sigmas, math.ceil(share * (len(sigmas) - 1) - 1e-9))
+
+
+def window(sigmas: Sequence[float], start: float, end: float) -> tuple[float, float]:
+    """(highest, lowest) noise levels of the steps that lie wholly between two shares of the run."""
+    return boundary(sigmas, start), level_after(sigmas, math.floor(end * (len(sigmas) - 1) + 1e-9))
 
 
 @dataclass(frozen=True)

@@ -184,3 +184,25 @@ def resdit_by_patches(latent, grid, base, phase, predict_global, predict_patch, 
         x_l = to_tokens(predict_patch(part, top, left))
         patches.append(x_l if x_g is None else fuse(x_g[top : top + h, left : left + w], x_l, cutoff))
     return splice(patches, grid, base, corners, sigma)
+
+
+def nearest_tokens(tokens: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """The tokens (H, W, C) whose centres lie nearest to the centres of h x w equal cells; (h, w, C)."""
+    for axis, side in enumerate(sides):
+        length = tokens.shape[axis]
+        centres = (np.arange(side) + 0.5) * length / side
+        tokens = np.take(tokens, np.floor(centres).astype(int), axis)
+    return tokens
+
+
+def interpolated(tokens: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """Tokens (h, w, C) as samples at cells' centres, linearly between them and constant beyond; (H, W, C) float64."""
+    tokens = tokens.astype(np.float64)
+    for axis, side in enumerate(sides):
+        length = tokens.shape[axis]
+        at = np.clip((np.arange(side) + 0.5) * length / side - 0.5, 0, length - 1)
+        columns = np.moveaxis(tokens, axis, 0).reshape(length, -1)
+        new = np.stack([np.interp(at, np.arange(length), column) for column in columns.T], 1)
+        shape = (side, *np.moveaxis(tokens, axis, 0).shape[1:])
+        tokens = np.moveaxis(new.reshape(shape), 0, axis)
+    return tokens

@@ -230,6 +230,9 @@ def predictions(
 
     cond = compile_conditions(cond or conditioning(len(x), seed=1))
     uncond = compile_conditions(conditioning(len(x), seed=2))
+    if unet.controlnet_linked_list is not None:
+        for each in (*cond, *uncond):
+            each["control"] = unet.controlnet_linked_list
     sampling_prepare(unet, x)
     try:
         return sampling_function_inner(
@@ -255,7 +258,7 @@ def error(got: Tensor, expected: Tensor) -> float:
 
 
 def bfl_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' FLUX weights under the names and in the shapes of Black Forest Labs' code, which the hosts use."""
+    """diffusers' FLUX weights under the names and in the shapes of Black Forest Labs, whose the hosts and XLabs use."""
     out = {}
 
     def move(theirs: str, *ours: str) -> None:
@@ -270,7 +273,11 @@ def bfl_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
         move(f"{theirs}.out_layer", f"time_text_embed.{ours}.linear_2")
     move("img_in", "x_embedder")
     move("txt_in", "context_embedder")
-    for i in range(1 + max(int(key.split(".")[1]) for key in state if key.startswith("transformer_blocks."))):
+
+    def count(prefix: str) -> int:
+        return 1 + max((int(key.split(".")[1]) for key in state if key.startswith(f"{prefix}.")), default=-1)
+
+    for i in range(count("transformer_blocks")):
         theirs, ours = f"double_blocks.{i}", f"transformer_blocks.{i}"
         streams = {"img": ("norm1", "to_{}", "norm_{}", "to_out.0", "ff")}
         streams["txt"] = ("norm1_context", "add_{}_proj", "norm_added_{}", "to_add_out", "ff_context")
@@ -282,13 +289,15 @@ def bfl_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
             move(f"{theirs}.{stream}_attn.proj", f"{ours}.attn.{out_layer}")
             move(f"{theirs}.{stream}_mlp.0", f"{ours}.{mlp}.net.0.proj")
             move(f"{theirs}.{stream}_mlp.2", f"{ours}.{mlp}.net.2")
-    for i in range(1 + max(int(key.split(".")[1]) for key in state if key.startswith("single_transformer_blocks."))):
+    for i in range(count("single_transformer_blocks")):
         theirs, ours = f"single_blocks.{i}", f"single_transformer_blocks.{i}"
         move(f"{theirs}.modulation.lin", f"{ours}.norm.linear")
         move(f"{theirs}.linear1", *(f"{ours}.attn.to_{x}" for x in "qkv"), f"{ours}.proj_mlp")
         move(f"{theirs}.linear2", f"{ours}.proj_out")
         move(f"{theirs}.norm.query_norm", f"{ours}.attn.norm_q")
         move(f"{theirs}.norm.key_norm", f"{ours}.attn.norm_k")
+    if "proj_out.weight" not in state:  # a control net
+        return out
     move("final_layer.linear", "proj_out")
     for kind in ("weight", "bias"):  # diffusers keeps (scale, shift), BFL (shift, scale)
         scale, shift = state[f"norm_out.linear.{kind}"].chunk(2)

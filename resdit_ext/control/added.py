@@ -1,0 +1,135 @@
+"""What control adds after each of a model's blocks, computed when the block asks: the nets' outputs, resampled to the
+picture's tokens, weighted, masked and summed.
+
+Kept for a 3K picture at every block this would take gigabytes; a net that ran at the base size has few tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..geometry import Grid
+from .hint import repeated
+
+
+def pick(latent: Tensor, grid: Grid) -> Tensor:
+    """The latent (B, C, 2h, 2w) of the tokens of `latent` (B, C, 2H, 2W) that lie nearest to a coarser grid's.
+
+    Whole tokens are taken, so that the noise in them is as strong as in training; means of them would have less.
+    """
+    tokens = F.pixel_unshuffle(latent, 2)
+    if tokens.shape[-2:] == (grid.height, grid.width):
+        return latent
+    for axis, side in ((2, grid.height), (3, grid.width)):
+        length = tokens.shape[axis]
+        index = (2 * torch.arange(side, device=latent.device) + 1) * length // (2 * side)
+        tokens = tokens.index_select(axis, index)
+    return F.pixel_shuffle(tokens, 2)
+
+
+def token_mask(mask: Tensor, grid: Grid) -> Tensor:
+    """(B, H, W, 1) means of a mask (B, 1, h, w), of any size, over the tokens of a grid."""
+    return F.interpolate(mask.float(), size=(grid.height, grid.width), mode="area").movedim(1, -1)
+
+
+def resample(tokens: Tensor, before: Grid, after: Grid) -> Tensor:
+    """Tokens (B, h*w, C) of one grid, interpolated linearly on another; (B, H*W, C)."""
+    if before == after:
+        return tokens
+    field = tokens.transpose(1, 2).unflatten(2, (before.height, before.width))
+    return F.interpolate(field, size=(after.height, after.width), mode="bilinear").flatten(2).transpose(1, 2)
+
+
+def along_depth(weights: Sequence[float], block: int, blocks: int) -> float:
+    """The panel's weights, which are for a UNet's twelve levels, read along the depth of a transformer."""
+    place = block / max(1, blocks - 1) * (len(weights) - 1)
+    low = min(int(place), len(weights) - 2) if len(weights) > 1 else 0
+    high = min(low + 1, len(weights) - 1)
+    return weights[low] + (weights[high] - weights[low]) * (place - low)
+
+
+@dataclass
+class Part:
+    """One unit's share in one model call.
+
+    Attributes:
+        residuals: (B, h*w, C) each, of one kind of block.
+        grid: the tokens they are on.
+        strength: factor.
+        index_of: which residual follows a block.
+        cyclic: whether the residuals take turns.
+        mask: (1 or B, H*W, 1) on the picture's tokens, in [0, 1].
+        depth_weights: for every row of the batch its weights along the depth, or None.
+    """
+
+    residuals: Sequence[Tensor]
+    grid: Grid
+    strength: float
+    index_of: Callable[[int, int, int, bool], int | None]
+    cyclic: bool = False
+    mask: Tensor | None = None
+    depth_weights: Sequence[Sequence[float] | None] | None = None
+    _last: tuple[int, Tensor] | None = field(default=None, repr=False)
+
+    def after(self, block: int, blocks: int, grid: Grid) -> Tensor | None:
+        """(B, H*W, C) on the picture's grid, or None."""
+        if not self.residuals or not self.strength:
+            return None
+        index = self.index_of(block, blocks, len(self.residuals), self.cyclic)
+        if index is None:
+            return None
+        if self._last is None or self._last[0] != index:  # blocks that follow each other share one
+            share = resample(self.residuals[index], self.grid, grid)
+            if self.mask is not None:
+                share = share * repeated(self.mask, len(share)).to(share)
+            self._last = index, share
+        share = self._last[1]
+        if self.depth_weights is None:
+            return share * self.strength if self.strength != 1 else share
+        rows = [1.0 if w is None else along_depth(w, block, blocks) for w in self.depth_weights]
+        return share * (self.strength * torch.tensor(rows, dtype=share.dtype, device=share.device)[:, None, None])
+
+
+class Added(Sequence):
+    """For every block of one kind what is added to its image tokens, (B, H*W, C), or `nothing`.
+
+    The hosts ask for `added[i]` as if it were a list of tensors.
+
+    Args:
+        parts: of the units.
+        blocks: how many there are.
+        grid: the picture's.
+        dtype: the model's.
+        nothing: stands for no addition.
+        on_patch: (latent, tokens) -> the same for a call of the model on a patch, whose tokens have these indices.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        blocks: int,
+        grid: Grid,
+        dtype: torch.dtype,
+        nothing: object = None,
+        on_patch: Callable[[Tensor, Tensor], Added] | None = None,
+    ) -> None:
+        self.parts, self.blocks, self.grid, self.dtype = tuple(parts), blocks, grid, dtype
+        self.nothing, self.on_patch = nothing, on_patch
+
+    def __len__(self) -> int:
+        return self.blocks
+
+    def __getitem__(self, block: int) -> object:
+        if not 0 <= block < self.blocks:
+            raise IndexError(block)
+        total = None
+        for part in self.parts:
+            share = part.after(block, self.blocks, self.grid)
+            if share is not None:
+                total = share if total is None else total + share
+        return self.nothing if total is None else total.to(self.dtype)
