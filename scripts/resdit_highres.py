@@ -5,7 +5,8 @@ from pathlib import Path
 from modules import script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion, ToolButton
 
-from resdit_ext.webui import api, infotext, lifecycle, routes, settings, xyz
+from resdit_ext.hosts import forge_control
+from resdit_ext.webui import api, control, infotext, lifecycle, routes, settings, xyz
 from resdit_ext.webui.options import DEFAULTS, OPTIONS
 from resdit_ext.webui.presets import PresetStore
 from resdit_ext.webui.ui import Accordion
@@ -49,11 +50,13 @@ class ResDiTHighRes(scripts.Script):
 
     def before_process(self, p, *args):
         lifecycle.before_process(p, *args)
+        control.before_process(p)
 
     def process(self, p, *args):
         lifecycle.process(p, *args)
 
     def process_before_every_sampling(self, p, *args, **kwargs):
+        control.before_sampling(p)
         lifecycle.before_sampling(p, *args, **kwargs)
 
     def postprocess(self, p, processed, *args):
@@ -61,6 +64,8 @@ class ResDiTHighRes(scripts.Script):
 
 
 lifecycle.log_to_console()
+control.register()
+script_callbacks.on_script_unloaded(forge_control.unregister)
 script_callbacks.on_app_started(lambda _, app: api.add_validation(app))
 script_callbacks.on_app_started(lambda _, app: routes.add_routes(app))
 script_callbacks.on_ui_settings(lambda: settings.register(shared.opts, shared.OptionInfo))

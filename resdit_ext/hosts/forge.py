@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..control.added import Added
 from ..cost import activation_bytes
 from ..families import Family, identify
 from ..run import Run
@@ -38,11 +39,13 @@ def peak_memory(model: object, family: Family, run: Run) -> Callable[[list[int]]
     return estimate
 
 
-def for_patch(c: dict, tokens: Tensor) -> dict:
-    """The arguments of a model call for a patch: ControlNet's residuals (B, H*W, C) are cut to its tokens."""
+def for_patch(c: dict, patch: Tensor, tokens: Tensor) -> dict:
+    """The arguments of a model call for a patch: control as its net sees the patch, others' is cut to its tokens."""
     control = c.get("control")
     if control is None:
         return c
+    if isinstance(control, Added):
+        return c | {"control": control.on_patch(patch, tokens)}
     return c | {"control": [None if residual is None else residual[:, tokens] for residual in control]}
 
 
@@ -68,7 +71,7 @@ def attach(unet: object, run: Run) -> object:
     def wrapper(apply_model: Callable[..., Tensor], args: dict) -> Tensor:
         def innermost(x: Tensor, t: Tensor, **c: object) -> Tensor:
             def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
-                return apply_model(latent, t, **(c if tokens is None else for_patch(c, tokens)))
+                return apply_model(latent, t, **(c if tokens is None else for_patch(c, latent, tokens)))
 
             return family.denoise(run, predict, x, c["c_crossattn"].shape[1], float(t.max()))
 

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..config import ResDiTConfig
 from ..errors import ResDiTError, Unsupported
+from ..geometry import Grid, Layout, make_layout
 from ..hosts import host_of, progress
 from ..run import Run
 from . import infotext, settings, xyz
@@ -16,7 +18,7 @@ from .forecast import forecast
 from .options import BOTH_PASSES, FIRST_PASS, HIRES_PASS, WEBUI_SIZE, Request, output_size, parse_request
 
 logger = logging.getLogger("ResDiT")
-ATTRIBUTE = "_resdit"
+ATTRIBUTE, SAID = "_resdit", "_resdit_said"
 
 
 def log_to_console() -> None:
@@ -38,14 +40,12 @@ class Generation:
         replaced: the size attributes that were overwritten.
         runs: of its passes.
         owns_final: whether ResDiT makes the picture that is saved, so that its VAE is our affair too.
-        said: the messages for the user so far.
     """
 
     request: Request
     replaced: dict[str, int] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     owns_final: bool = False
-    said: set[str] = field(default_factory=set)
 
     def release(self) -> None:
         """Free what the passes so far have made on the device."""
@@ -53,16 +53,13 @@ class Generation:
             run.release()
 
 
-def teller(p: object, generation: Generation) -> Callable[[str], None]:
-    """The function that tells the user something, in the log and under the image, once in a generation."""
-
-    def say(message: str) -> None:
-        if message not in generation.said:
-            generation.said.add(message)
-            logger.warning(message)
-            p.comment(f"ResDiT: {message}")
-
-    return say
+def tell(p: object, message: str) -> None:
+    """Tell the user something, in the log and under the image, once in a generation."""
+    said = getattr(p, SAID, ())
+    if message not in said:
+        setattr(p, SAID, (*said, message))
+        logger.warning(message)
+        p.comment(f"ResDiT: {message}")
 
 
 def shown_steps() -> Callable[[str, int, int], None]:
@@ -110,7 +107,7 @@ def prepare_vae(p: object, generation: Generation) -> None:
     if not generation.owns_final:
         return
     try:
-        host_of(p).prepare_decode(p, *final_size(p), settings.vae_tiling(), teller(p, generation))
+        host_of(p).prepare_decode(p, *final_size(p), settings.vae_tiling(), functools.partial(tell, p))
     except Exception:
         logger.exception("the VAE is left to the WebUI")
 
@@ -130,6 +127,8 @@ def leave_no_trace(p: object) -> None:
 def before_process(p: object, *args: object) -> None:
     """Read the options and set the output size, early enough for noise, ControlNet's hint and infotext."""
     setattr(p, ATTRIBUTE, None)
+    if hasattr(p, SAID):  # of the generation that this one's object was copied from (X/Y/Z plot)
+        delattr(p, SAID)
     request = parse_request(xyz.merged(p, args))
     if not request.enabled:
         return
@@ -194,6 +193,21 @@ def wants_this_pass(p: object, apply_to: str) -> bool:
     return not getattr(p, "enable_hr", False) or apply_to == BOTH_PASSES or is_hires == (apply_to == HIRES_PASS)
 
 
+def steps_of_pass(p: object) -> int:
+    """How many steps the pass that is about to begin was ordered with."""
+    return (p.hr_second_pass_steps if getattr(p, "is_hr_pass", False) else 0) or p.steps
+
+
+def method_of_pass(p: object, grid: Grid) -> tuple[Layout, ResDiTConfig] | None:
+    """ResDiT's layout of a picture and parameters in the pass that is about to begin; None where it will not act."""
+    generation = getattr(p, ATTRIBUTE, None)
+    if generation is None or not wants_this_pass(p, generation.request.values["apply_to"]):
+        return None
+    config = generation.request.config
+    layout = make_layout(grid, config)
+    return None if layout.is_base else (layout, config)
+
+
 @guarded
 def before_sampling(p: object, *_: object, **kwargs: object) -> None:
     """Attach to this pass's unet; at or below the base size leave it untouched. May be called twice."""
@@ -206,11 +220,10 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
     host = host_of(p)
     family = host.family_of(p)
     x = kwargs.get("x")
-    run = Run(generation.request.config, say=teller(p, generation), on_step=shown_steps())
+    run = Run(generation.request.config, say=functools.partial(tell, p), on_step=shown_steps())
     if x is not None and run.layout(family.grid(x)).is_base:
         return
-    hires_steps = p.hr_second_pass_steps if getattr(p, "is_hr_pass", False) else 0
-    steps = hires_steps or p.steps
+    steps = steps_of_pass(p)
     run.set_sigmas(run_sigmas(p, steps), steps)
     host.attach_to(p, run)
     generation.release()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import PRESETS
+from ..control.flux import MODES
 from .options import BY_NAME, DEFAULTS, preset_values
 
 SECTION = ("resdit", "ResDiT High-Res")
@@ -53,8 +54,15 @@ VAE_TILING = Setting(
     ("Auto", "Always", "Never"),
     "Auto: where the whole picture would not fit into memory",
 )
+UNION_MODE = Setting(
+    "resdit_union_mode",
+    "What a union ControlNet's hint shows",
+    "canny",
+    tuple(MODES),
+    "where neither the panel's control type nor a preprocessor tells",
+)
 VERBOSITY = Setting("resdit_verbosity", "Messages in the console", "Normal", tuple(LEVELS), "Quiet: only problems")
-SETTINGS = (PRESET, SIZE, VAE_TILING, VERBOSITY)
+SETTINGS = (PRESET, SIZE, VAE_TILING, UNION_MODE, VERBOSITY)
 
 
 def register(opts: object, option_info: Callable) -> None:
@@ -87,6 +95,11 @@ def verbosity() -> str:
 def vae_tiling() -> str:
     """When the VAE is to work in tiles: "Auto", "Always" or "Never"."""
     return VAE_TILING.value()
+
+
+def union_mode() -> str:
+    """What the hint of a net that serves several kinds shows, where nothing else tells."""
+    return UNION_MODE.value()
 
 
 def default_preset() -> str:

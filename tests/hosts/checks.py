@@ -12,7 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.hosts import checks_method, checks_sd3, checks_state, checks_vae, kit  # noqa: F401 (importing registers the checks)
+from tests.hosts import checks_control, checks_method, checks_sd3, checks_state, checks_vae, kit  # noqa: F401 (importing registers the checks)
 from tests.hosts.bench import CHECKS, Bench, Skipped
 
 

@@ -16,12 +16,47 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from resdit_ext import ResDiTConfig, apply_resdit, remove_resdit
-from tests.hosts import checks_method, checks_sd3, checks_state, checks_vae  # noqa: F401 (importing registers the checks)
+from tests.hosts import checks_control, checks_method, checks_sd3, checks_state, checks_vae  # noqa: F401 (importing registers the checks)
 from tests.hosts.bench import CHECKS, PHASES
 
 HOSTS = {"forge": "Forge", "neo": "Forge Neo", "ersatz": "ersatzForge"}
 REPOSITORY = Path(__file__).parents[2]
 TIMEOUT = 1200  # seconds, for all checks of one host
+
+
+def control_data():
+    """By kind a control net's weights, a call's arguments and what diffusers' class returns."""
+    from resdit_ext.control import FAMILIES
+    from resdit_ext.control.call import Call
+    from resdit_ext.geometry import Grid
+    from tests.control_nets import FITTING, KINDS, as_stability, as_xlabs, net_of
+
+    data, side, text = {}, 4, 5
+    for kind in (*KINDS, *FITTING):
+        net = net_of(kind)
+        module, config = FAMILIES[kind.startswith("sd3")], net.config
+        channels = config["in_channels"] // (1 if kind.startswith("sd3") else 4)
+        given = dict(
+            latent=torch.randn(2, channels, 2 * side, 2 * side),
+            hint=torch.randn(2, channels, 2 * side, 2 * side),
+            sigma=torch.tensor([0.3, 0.8]),
+            text=torch.randn(2, text, config["joint_attention_dim"] or 1),
+            pooled=torch.randn(2, config["pooled_projection_dim"]),
+            guidance=torch.full((2,), 3.5),
+        )
+        if module.sees_pixels(net):
+            given["hint"] = torch.randn(2, 3, 16 * side, 16 * side)
+        embedded = torch.randn(2, side * side, 128)
+        with torch.inference_mode():
+            out = module.residuals(net, Call(**given, grid=Grid(side, side), shows="depth", embed=lambda e=embedded: e))
+        state = net.state_dict()
+        state = as_xlabs(state) if module.sees_pixels(net) else state
+        state = as_stability(state, 0.0) if kind == "sd3.5 8b" else state
+        parts = {"weights": state, "in": given | {"embedded": embedded}}
+        parts["out"] = {f"double.{i}": value for i, value in enumerate(out.double)}
+        parts["out"] |= {f"single.{i}": value for i, value in enumerate(out.single)}
+        data |= {f"control/{kind}/{part}/{n}": v.clone() for part, tensors in parts.items() for n, v in tensors.items()}
+    return data
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +81,7 @@ def diffusers_file(tmp_path_factory):
                 tokens = model(pack(pictures), torch.full((1,), sigma), words, side)
             data[f"{kind}/{phase}"] = F.pixel_unshuffle(unpack(tokens, side), 2).clone()
     remove_resdit(model.transformer)
+    data |= control_data()
     path = tmp_path_factory.mktemp("diffusers") / "micro.safetensors"
     save_file({name: value.contiguous() for name, value in data.items()}, path)
     return path

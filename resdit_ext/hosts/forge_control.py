@@ -1,0 +1,233 @@
+"""FLUX and SD3 control nets in the ControlNet panel of Forge, Forge Neo and ersatzForge.
+
+The panel offers a file's tensors to every registered class, sets the unit's weight, range, mode and mask on what one
+makes of them, and asks it before every sampling to link itself into the unet. The nets are diffusers' own; the host
+moves them to the device and off it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import ResDiTConfig
+from ..control import family_module, recognise
+from ..control.added import token_mask
+from ..control.checkpoint import SUFFIXES, Checkpoint
+from ..control.hint import pixels, seeded, shown, toned
+from ..control.nets import build, check_shapes
+from ..errors import ResDiTError, Unsupported
+from ..families import Family, identify
+from ..geometry import Grid, Layout
+from ..schedule import shifted_sigmas, usable_sigmas, window
+from .forge_link import Held, Link, heeding
+
+logger = logging.getLogger("ResDiT")
+
+LATENT_PIXEL = 8  # pixels a side of a latent, in FLUX's and SD3's autoencoder
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the units ask of the pass that is about to begin.
+
+    Attributes:
+        method: (p, grid of the picture) -> ResDiT's layout of it and parameters, or None where it does not act.
+        sigmas: p -> its full list of noise levels, or None.
+        steps: p -> its number of steps.
+        default_shows: () -> what a hint shows where neither control type nor preprocessor tells.
+        say: (p, message) tells the user once.
+    """
+
+    method: Callable[[object, Grid], tuple[Layout, ResDiTConfig] | None]
+    sigmas: Callable[[object], Sequence[float] | None]
+    steps: Callable[[object], int]
+    default_shows: Callable[[], str]
+    say: Callable[[object, str], None]
+
+
+def host_operations(compute: torch.dtype) -> Callable[[torch.dtype], AbstractContextManager]:
+    """The host's layers for weights kept as a given type: they cast while computing, and may stay off the device."""
+    from backend.operations import using_forge_operations
+
+    return lambda stored: using_forge_operations(dtype=stored, manual_cast_enabled=stored != compute)
+
+
+def hold(checkpoint: Checkpoint, compute: torch.dtype) -> object:
+    """The net as the host's patcher knows models."""
+    from backend import memory_management as memory
+    from backend.patcher.base import ModelPatcher
+
+    held = Held(build(checkpoint, compute, host_operations(compute)), compute)
+    return ModelPatcher(held, load_device=memory.get_torch_device(), offload_device=memory.unet_offload_device())
+
+
+def misfit(checkpoint: Checkpoint, family: Family) -> str | None:
+    """Why a net does not go with the loaded model, or None."""
+    if checkpoint.family != family.name:
+        return f"it is for {checkpoint.family}, and the model is {family.name}"
+    if checkpoint.width != family.hidden_size:
+        return (
+            f"its tokens have {checkpoint.width} channels and the model's {family.hidden_size}: it is for another size"
+        )
+    return None
+
+
+def encode(p: object, checkpoint: Checkpoint, picture: Tensor) -> Tensor:
+    """(B, 3, H, W) -> the latents that the net was trained with, by the host's VAE."""
+    latents = seeded(p.sd_model.encode_first_stage, picture)
+    if checkpoint.shifted:
+        return latents
+    first_stage = p.sd_model.forge_objects.vae.first_stage_model
+    return latents + first_stage.shift_factor * first_stage.scaling_factor
+
+
+class ResDiTControl:
+    """A unit of the panel, which sets these attributes; they are those of the hosts' `ControlModelPatcher`.
+
+    Args:
+        name: of the file.
+        checkpoint: the recognised file; None where it is refused.
+        refusal: why.
+    """
+
+    passes: Passes  # set by `register`
+
+    def __init__(self, name: str, checkpoint: Checkpoint | None, refusal: str | None = None) -> None:
+        self.name, self.checkpoint, self.refusal = name, checkpoint, refusal
+        self.model_patcher = None
+        self.strength, self.start_percent, self.end_percent = 1.0, 0.0, 1.0
+        self.positive_advanced_weighting = self.negative_advanced_weighting = None
+        self.advanced_frame_weighting = self.advanced_sigma_weighting = self.advanced_mask_weighting = None
+
+    @classmethod
+    def try_build_from_state_dict(cls, state_dict: dict, ckpt_path: str, metadata: object = None) -> object | None:  # noqa: ARG003
+        """The unit for a file's tensors; one that refuses with the reason for a bad file; None for another class's."""
+        path = Path(ckpt_path)
+        try:
+            checkpoint = recognise(state_dict, path)
+            if checkpoint is None:
+                return None
+            if path.suffix.lower() not in SUFFIXES:
+                raise Unsupported("only safetensors files are read; a pickle file can run programs")
+            check_shapes(checkpoint)
+        except ResDiTError as reason:
+            return cls(path.name, None, str(reason))
+        logger.info("%s: a control net for %s (%s)", path.name, checkpoint.family, checkpoint.kind)
+        return cls(path.name, checkpoint)
+
+    def process_after_running_preprocessors(self, process: object, params: object, *_: object, **__: object) -> None:
+        """Nothing to do."""
+
+    def process_after_every_sampling(self, process: object, params: object, *_: object, **__: object) -> None:
+        """Nothing to do."""
+
+    def process_before_every_sampling(
+        self, process: object, cond: object, mask: Tensor | None, *_: object, **kwargs: object
+    ) -> None:
+        """Link the net into this pass's unet; where that cannot be, say why and leave the unet as it is."""
+
+        def say(message: str) -> None:
+            self.passes.say(process, f"ControlNet {self.name} {message}")
+
+        if self.refusal is not None:
+            say(f"is left out: {self.refusal}")
+            return
+        try:
+            self.link(process, cond, mask, kwargs, say)
+        except ResDiTError as reason:
+            say(f"is left out: {reason}")
+        except Exception as error:
+            logger.exception("internal error")
+            say(f"is left out: internal error ({type(error).__name__}: {error}); please report it with the log")
+
+    def link(self, p: object, cond: object, mask: Tensor | None, given: dict, say: Callable[[str], None]) -> None:
+        """Encode the hint, make the net if this is its first use, and link it into a clone of the unet."""
+        unet = p.sd_model.forge_objects.unet
+        family = identify(unet.model.diffusion_model)
+        if reason := misfit(self.checkpoint, family):
+            raise Unsupported(reason)
+        picture = family.grid(given["x"])
+        method = self.passes.method(p, picture)
+        grid = picture if method is None else method[0].base
+        shows = self.shows(given, say)
+        if self.model_patcher is None:
+            self.model_patcher = hold(self.checkpoint, unet.model.computation_dtype)
+            self.checkpoint = replace(self.checkpoint, weights={})  # they are the net's now
+        module = family_module(family.name)
+        downscale = p.sd_model.forge_objects.vae.downscale_ratio
+        token = 2 * (downscale if isinstance(downscale, int) else LATENT_PIXEL)
+        as_is = module.sees_pixels(self.model_patcher.model.net)
+
+        def hint_of(part: Tensor) -> Tensor:
+            toned_part = toned(part, self.checkpoint.tones, shows)
+            return toned_part if as_is else encode(p, self.checkpoint, toned_part)
+
+        patch_hints = {}
+        if method is not None and (module.MODEL_ON_PATCHES or method[1].speed == "exact"):
+            # Patch by patch, so that no encoding is larger than a picture of the base size.
+            whole = pixels(cond, token * picture.height, token * picture.width)
+            for row, col in method[0].patches:
+                rows, cols = (slice(token * a, token * (a + n)) for a, n in ((row, grid.height), (col, grid.width)))
+                patch_hints[row, col] = hint_of(whole[..., rows, cols])
+        sigmas = usable_sigmas(self.passes.sigmas(p)) or shifted_sigmas(self.passes.steps(p))
+        sides = self.positive_advanced_weighting, self.negative_advanced_weighting
+        link = Link(
+            module=module,
+            family=family,
+            patcher=self.model_patcher,
+            hint=hint_of(pixels(cond, token * grid.height, token * grid.width)),
+            patch_hints=patch_hints,
+            picture=picture,
+            method=method,
+            strength=float(self.strength),
+            # The panel's are for a UNet's levels; those of its way down serve for a transformer's depth.
+            sides=tuple(None if side is None else [*side["input"], *side["middle"]] for side in sides),
+            mask=None if mask is None else token_mask(mask, picture),
+            levels=window(sigmas, self.start_percent, self.end_percent),
+            shows=shows,
+            say=say,
+        )
+        clone = heeding(unet).clone()
+        clone.add_patched_controlnet(link)
+        p.sd_model.forge_objects.unet = clone
+
+    def shows(self, given: dict, say: Callable[[str], None]) -> str | None:
+        """What the hint shows, where the net asks: by the file, the panel's control type, or its preprocessor."""
+        if not self.checkpoint.asks or self.checkpoint.made_for:
+            return self.checkpoint.made_for
+        chosen = getattr(given.get("unit"), "type_filter", None)
+        tags = getattr(getattr(given.get("params"), "preprocessor", None), "tags", ())
+        if found := shown((chosen, *tags)):
+            return found
+        say(
+            "serves several kinds of hints, and neither the control type nor a preprocessor tells which this one is: "
+            f"it is taken for '{self.passes.default_shows()}' (Settings > ResDiT High-Res)"
+        )
+        return self.passes.default_shows()
+
+
+def register(passes: Passes) -> None:
+    """Have the host's panel know our nets, once; without a host of Forge's kin nothing happens."""
+    try:
+        from modules_forge import shared
+    except ImportError:
+        return
+    unregister()
+    ResDiTControl.passes = passes
+    shared.add_supported_control_model(ResDiTControl)
+
+
+def unregister() -> None:
+    """Take our class out of the host's list, whichever load of this module put it there."""
+    try:
+        from modules_forge.shared import supported_control_models as registered
+    except ImportError:
+        return
+    registered[:] = [known for known in registered if known.__name__ != ResDiTControl.__name__]

@@ -1,0 +1,273 @@
+"""One control net in one pass of Forge, Forge Neo or ersatzForge: what the host's lists of control nets want of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ResDiTConfig
+from ..control.added import Added, Part
+from ..control.call import Call, Residuals
+from ..control.hint import repeated
+from ..control.treatment import Patchwork, at_high_resolution
+from ..errors import Unsupported
+from ..families import Family
+from ..geometry import Grid, Layout
+from ..joining import Joiner
+from ..memory import OutOfMemory
+from ..patching import changed_outputs
+
+WRAPPER = "model_function_wrapper"
+GUIDANCE = 3.5  # FLUX.1-dev's own, for a net that wants one where the model has none
+LIVE_VECTORS = 25  # a net's activations at their peak in hidden vectors a token, as counted for the model's own blocks
+
+
+class Held(nn.Module):
+    """A net in a module of ours: the hosts' patchers set attributes that diffusers' models do not allow."""
+
+    def __init__(self, net: nn.Module, compute: torch.dtype) -> None:
+        super().__init__()
+        self.net, self.compute = net, compute
+
+
+@dataclass(eq=False)
+class Link:
+    """One unit in one pass.
+
+    Attributes:
+        module: of the net's family.
+        family: of the model.
+        patcher: the host's, of a `Held` net.
+        hint: its latents, or pixels, on the grid to run at.
+        patch_hints: the same of each patch, by its first token (row, column).
+        picture: the picture's grid.
+        method: ResDiT's layout and parameters, where it acts.
+        strength: the unit's weight.
+        sides: its weights along the depth for conditional and unconditional rows, each a list or None.
+        mask: (1 or B, H, W, 1) on the picture's tokens, in [0, 1], or None.
+        levels: (highest, lowest) noise level at which it acts.
+        shows: what the hint shows.
+        say: tells the user once.
+    """
+
+    module: ModuleType
+    family: Family
+    patcher: object
+    hint: Tensor
+    patch_hints: Mapping[tuple[int, int], Tensor]
+    picture: Grid
+    method: tuple[Layout, ResDiTConfig] | None
+    strength: float
+    sides: tuple[Sequence[float] | None, Sequence[float] | None]
+    mask: Tensor | None
+    levels: tuple[float, float]
+    shows: str | None
+    say: Callable[[str], None]
+    previous_controlnet: object = None  # this and the next are the host's to set
+    transformer_options: dict = field(default_factory=dict)
+    model: object = None
+    _patchwork: Patchwork | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """What the net runs at: the picture's, or the base grid where ResDiT acts."""
+        return self.picture if self.method is None else self.method[0].base
+
+    @property
+    def joins(self) -> bool:
+        """True where the net's residuals for the patches are joined into the picture's."""
+        return bool(self.patch_hints) and not self.module.MODEL_ON_PATCHES
+
+    def set_previous_controlnet(self, previous: object) -> Link:
+        """Called by the host when this is linked."""
+        self.previous_controlnet = previous
+        return self
+
+    def get_models(self) -> list[object]:
+        """What the host is to have on the device."""
+        before = self.previous_controlnet.get_models() if self.previous_controlnet is not None else []
+        return [*before, self.patcher]
+
+    def inference_memory_requirements(self, dtype: torch.dtype) -> float:
+        """Bytes: the net's activations, what it returns, and that, or two of it at a time, on the picture's tokens."""
+        held = self.patcher.model
+        returned = len(held.net.controlnet_blocks) + len(getattr(held.net, "controlnet_single_blocks", ()))
+        vectors = (LIVE_VECTORS + returned) * self.grid.tokens
+        vectors += (returned if self.joins else 2) * self.picture.tokens
+        mine = len(self.hint) * vectors * self.family.hidden_size * held.compute.itemsize
+        before = self.previous_controlnet
+        return mine + (before.inference_memory_requirements(dtype) if before is not None else 0)
+
+    def pre_run(self, model: object, percent_to_timestep_function: object) -> None:
+        """Called by the host before sampling, with the model and its predictor."""
+        self.model = model
+        if self.previous_controlnet is not None:
+            self.previous_controlnet.pre_run(model, percent_to_timestep_function)
+
+    def cleanup(self) -> None:
+        """Called by the host after sampling."""
+        self.model = None
+        if self.previous_controlnet is not None:
+            self.previous_controlnet.cleanup()
+
+    def get_control(self, x: Tensor, t: Tensor, cond: dict, batched_number: int) -> object | None:  # noqa: ARG002
+        """What all linked units add in one call, as the host's model wants it; None where none acts."""
+        shares = self.shares(x, t, cond)
+        if not shares:
+            return None
+        model, dtype = self.model.diffusion_model, self.model.computation_dtype
+        double, single = zip(*shares, strict=True)
+        if self.family.name == "SD3":
+            return Added(double, len(model.joint_blocks), self.picture, dtype, 0, partial(self.on_patch, t, cond))
+        return {
+            "input": Added(double, len(model.double_blocks), self.picture, dtype),
+            "output": Added(single, len(model.single_blocks), self.picture, dtype),
+        }
+
+    def on_patch(self, t: Tensor, cond: dict, patch: Tensor, tokens: Tensor) -> Added:
+        """What all linked units add in a call of an SD3 model on the patch of the picture with these tokens."""
+        start = divmod(int(tokens[0]), self.picture.width)
+        double = [double for double, _ in self.shares(patch, t, cond, start)]
+        return Added(double, len(self.model.diffusion_model.joint_blocks), self.grid, self.model.computation_dtype, 0)
+
+    def shares(self, x: Tensor, t: Tensor, cond: dict, start: tuple[int, int] | None = None) -> list[tuple[Part, Part]]:
+        """Shares after double and after single blocks, of this unit and of those linked before it.
+
+        `x` is the picture, or the patch of it that begins at the token `start`.
+        """
+        previous = self.previous_controlnet
+        before = previous.shares(x, t, cond, start) if isinstance(previous, Link) else []
+        highest, lowest = self.levels
+        if not lowest < float(t[0]) <= highest:
+            return before
+        if self.family.grid(x) != (self.picture if start is None else self.grid):
+            self.say("is left out: another extension calls the model on tiles")
+            return before
+        try:
+            returned, grid = self.returned(x, t, cond, start)
+        except Unsupported as reason:
+            self.say(f"is left out: {reason}")
+            return before
+        rows = mask = None
+        if self.sides != (None, None):
+            rows = [self.sides[int(mark)] for mark in self.transformer_options["cond_mark"].flatten()]
+        if self.mask is not None:
+            row, col = start or (0, 0)
+            extent = self.picture if start is None else self.grid
+            mask = self.mask[:, row : row + extent.height, col : col + extent.width].flatten(1, 2)
+
+        def part(blocks: Sequence[Tensor]) -> Part:
+            return Part(blocks, grid, self.strength, self.module.index_of, returned.cyclic, mask, rows)
+
+        return [*before, (part(returned.double), part(returned.single))]
+
+    def returned(self, x: Tensor, t: Tensor, cond: dict, start: tuple[int, int] | None) -> tuple[Residuals, Grid]:
+        """What the net returns, and the grid that it is on."""
+        latent = self.model.predictor.calculate_input(t, x)
+        latent = F.pad(latent, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="circular")
+
+        def run(latent: Tensor, start: tuple[int, int] | None) -> Residuals:
+            hint = self.hint if start is None else self.patch_hints[start]
+            return self.module.residuals(self.patcher.model.net, self.call(latent, t, cond, hint))
+
+        if start is not None or self.method is None:
+            return run(latent, start), self.grid
+        layout, config = self.method
+        if self.joins:
+            try:
+                self._patchwork = self._patchwork or Patchwork(layout, Joiner(layout, config, x.device))
+                return at_high_resolution(run, latent, layout, self._patchwork), self.picture
+            except OutOfMemory:
+                self.patch_hints = {}
+                self.say("has no memory for its patches: it goes on at the base size alone")
+        return at_high_resolution(run, latent, layout, None), self.grid
+
+    def call(self, latent: Tensor, t: Tensor, cond: dict, hint: Tensor) -> Call:
+        """The net's arguments for a latent on its grid."""
+        held = self.patcher.model
+
+        def ready(value: Tensor) -> Tensor:
+            return value.to(latent.device, held.compute)
+
+        return Call(
+            latent=ready(latent),
+            hint=ready(repeated(hint, len(latent))),
+            grid=self.grid,
+            sigma=t.to(latent.device).float(),
+            text=ready(cond["c_crossattn"]),
+            pooled=ready(cond["y"]),
+            guidance=ready(cond.get("guidance", latent.new_full((len(latent),), GUIDANCE))),
+            shows=self.shows,
+            embed=lambda: ready(self.embedded(latent)),
+        )
+
+    def embedded(self, latent: Tensor) -> Tensor:
+        """(B, h*w, C) tokens of a latent by the SD3 model's own embedding and positions."""
+        model = self.model.diffusion_model
+        tokens = model.x_embedder(latent.to(self.model.computation_dtype))
+        return tokens + model.cropped_pos_embed(latent.shape[-2:]).to(tokens)
+
+
+def adding(model: nn.Module, control: dict[str, Added], text: int) -> AbstractContextManager:
+    """Have a FLUX whose forward drops `control` add it to the image tokens after each of its blocks, for one call.
+
+    Args:
+        model: the host's.
+        control: what is added after "input" (double) and "output" (single) blocks.
+        text: number of text tokens, which precede the image's in a single block.
+    """
+
+    def after_double(block: int) -> Callable:
+        def change(out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            image, words = out
+            share = control["input"][block]
+            return (image if share is None else image + share), words
+
+        return change
+
+    def after_single(block: int) -> Callable:
+        def change(out: Tensor) -> Tensor:
+            share = control["output"][block]
+            if share is not None:
+                out[:, text : text + share.shape[1]] += share
+            return out
+
+        return change
+
+    double = ((block, after_double(i)) for i, block in enumerate(model.double_blocks))
+    single = ((block, after_single(i)) for i, block in enumerate(model.single_blocks))
+    return changed_outputs([*double, *single])
+
+
+def heeding(unet: object) -> object:
+    """The unet where its model takes control itself; else a clone whose model function adds it, chained as ours are."""
+    model = unet.model.diffusion_model
+    outer = unet.model_options.get(WRAPPER)
+    if "control" in inspect.signature(model.forward).parameters or hasattr(outer, "resdit_heeds"):
+        return unet
+    clone = unet.clone()
+
+    # Only plain functions may live in model_options: the host deep-copies what is stored there.
+    def wrapper(apply_model: Callable[..., Tensor], args: dict) -> Tensor:
+        def innermost(x: Tensor, t: Tensor, **c: object) -> Tensor:
+            control = c.get("control")
+            if control is None:
+                return apply_model(x, t, **c)
+            with adding(model, control, c["c_crossattn"].shape[1]):
+                return apply_model(x, t, **c)
+
+        if outer is not None:
+            return outer(innermost, args)
+        return innermost(args["input"], args["timestep"], **args["c"])
+
+    wrapper.resdit_heeds = True
+    clone.set_model_unet_function_wrapper(wrapper)
+    return clone

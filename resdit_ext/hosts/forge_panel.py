@@ -1,0 +1,107 @@
+"""The ControlNet panel of Forge, Forge Neo and ersatzForge: its units, before it prepares them and after it failed to.
+
+An error in one unit would end the panel's work for the units after it, with a traceback in the console alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..control.checkpoint import why_unreadable
+
+TITLE = "ControlNet"
+NO_MODEL = (None, "", "None")
+
+
+def panel_of(p: object) -> object | None:
+    """The panel's script in this generation."""
+    scripts = getattr(getattr(p, "scripts", None), "alwayson_scripts", ())
+    return next((script for script in scripts if script.title() == TITLE and hasattr(script, "current_params")), None)
+
+
+def value_of(unit: object, name: str, default: object = None) -> object:
+    """A field of a unit, which is an object from the page and a dict from the API."""
+    return unit.get(name, default) if isinstance(unit, dict) else getattr(unit, name, default)
+
+
+def enabled_units(p: object, panel: object) -> Iterator[tuple[int, object]]:
+    """(index among the scripts' arguments, unit) of the units that are on; the API's are unless they say otherwise."""
+    for index in range(panel.args_from, min(panel.args_to, len(p.script_args))):
+        unit = p.script_args[index]
+        known = isinstance(unit, dict) or hasattr(unit, "processor_res")
+        if known and value_of(unit, "enabled", True):
+            yield index, unit
+
+
+def file_of(unit: object) -> Path | None:
+    """The file of a unit's model, where the panel knows one of that name."""
+    state = sys.modules.get("lib_controlnet.global_state")
+    name = value_of(unit, "model")
+    if state is None or name in NO_MODEL:
+        return None
+    try:
+        found = state.get_controlnet_filename(name)
+    except Exception:  # the panel says so itself
+        return None
+    return Path(found) if found else None
+
+
+def lacks_image(p: object, unit: object) -> bool:
+    """True where the panel will find no picture for a unit."""
+    several = getattr(value_of(unit, "input_mode"), "value", "simple") != "simple"
+    given = value_of(unit, "image") is not None or value_of(unit, "generated_image") is not None
+    return not (several or given or getattr(p, "init_images", None))
+
+
+def changed(unit: object, **values: object) -> object:
+    """A copy of a unit with other values; the page keeps its own."""
+    if isinstance(unit, dict):
+        return unit | values
+    unit = copy.copy(unit)
+    for name, value in values.items():
+        setattr(unit, name, value)
+    return unit
+
+
+def review(p: object, most: int | None, say: Callable[[str], None]) -> None:
+    """Switch off, for this generation, units that cannot work, and keep preprocessors at a size they were made for.
+
+    Args:
+        p: the host's object of the generation.
+        most: pixels of the short side that "pixel perfect" may ask of a preprocessor; None for any.
+        say: tells the user once.
+    """
+    panel = panel_of(p)
+    if panel is None:
+        return
+    arguments = list(p.script_args)
+    for number, (index, unit) in enumerate(enabled_units(p, panel)):
+        file = file_of(unit)
+        reason = why_unreadable(file) if file is not None else None
+        if reason is not None:
+            say(f"ControlNet {file.name} is left out: {reason}")
+            arguments[index] = changed(unit, enabled=False)
+        elif lacks_image(p, unit):
+            say(f"ControlNet unit {number} is left out: it has no image")
+            arguments[index] = changed(unit, enabled=False)
+        elif most is not None and value_of(unit, "pixel_perfect", False):
+            say(f"ControlNet unit {number}: its preprocessor works at {most} pixels, as pixel perfect would be ruinous")
+            arguments[index] = changed(unit, pixel_perfect=False, processor_res=most)
+    if any(new is not old for new, old in zip(arguments, p.script_args, strict=True)):
+        p.script_args = type(p.script_args)(arguments)
+
+
+def report_failures(p: object, say: Callable[[str], None]) -> None:
+    """Tell which unit the panel could not prepare; it goes on without it and those after it."""
+    panel = panel_of(p)
+    if panel is None:
+        return
+    for number, (_, unit) in enumerate(enabled_units(p, panel)):
+        if number not in panel.current_params:
+            file = file_of(unit)
+            which = f"{number} ({file.name})" if file else f"{number}"
+            say(f"ControlNet unit {which} is left out, with any after it: the WebUI's console has the reason")
+            return

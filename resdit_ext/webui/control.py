@@ -1,0 +1,59 @@
+"""ControlNet for FLUX and SD3 in the WebUI's panel, whether or not ResDiT itself is ticked."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+from ..geometry import Grid
+from ..hosts import forge_control, forge_panel
+from . import lifecycle, settings
+
+logger = logging.getLogger("ResDiT")
+TOKEN = 16  # pixels a side
+
+
+def unharmful(hook: Callable) -> Callable:
+    """Keep an error of ours from the generation: the panel's units stay as they are."""
+
+    @functools.wraps(hook)
+    def safe(p: object) -> None:
+        try:
+            hook(p)
+        except Exception:
+            logger.exception("the ControlNet panel is left to the WebUI")
+
+    return safe
+
+
+def sigmas_of_pass(p: object) -> object | None:
+    """The full list of noise levels of the pass that is about to begin."""
+    return lifecycle.run_sigmas(p, lifecycle.steps_of_pass(p))
+
+
+def register() -> None:
+    """Have the panel know control nets for FLUX and SD3."""
+    forge_control.register(
+        forge_control.Passes(
+            method=lifecycle.method_of_pass,
+            sigmas=sigmas_of_pass,
+            steps=lifecycle.steps_of_pass,
+            default_shows=settings.union_mode,
+            say=lifecycle.tell,
+        )
+    )
+
+
+@unharmful
+def before_process(p: object) -> None:
+    """Look at the units before the panel does; call after ResDiT has set the size."""
+    method = lifecycle.method_of_pass(p, Grid(-(-p.height // TOKEN), -(-p.width // TOKEN)))
+    most = None if method is None else TOKEN * min(method[0].base.height, method[0].base.width)
+    forge_panel.review(p, most, functools.partial(lifecycle.tell, p))
+
+
+@unharmful
+def before_sampling(p: object) -> None:
+    """Tell of units that the panel has failed to prepare."""
+    forge_panel.report_failures(p, functools.partial(lifecycle.tell, p))

@@ -1,0 +1,348 @@
+"""The units of the ControlNet panel: before the panel sees them, as it makes and links them, and where it fails."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from resdit_ext import ResDiTConfig
+from resdit_ext.hosts import forge_control, forge_panel
+from resdit_ext.hosts.forge_control import ResDiTControl
+from resdit_ext.hosts.forge_link import heeding
+from resdit_ext.webui import control, lifecycle
+from tests.control_host import WRAPPER, Generation, Network, family_of, unet_of
+from tests.control_nets import as_stability, net_of
+
+SIGMAS = [1 - i / 10 for i in range(11)]
+PICTURE = torch.rand(1, 3, 64, 64)
+
+
+class Unit:
+    """ControlNetUnit, as far as it is read."""
+
+    def __init__(self, **values):
+        defaults = dict(enabled=True, module="None", model="None", image=1, processor_res=512, pixel_perfect=False)
+        self.__dict__ |= defaults | values
+
+
+class Panel:
+    """The panel's script: `title`, its place among the arguments, and what it has prepared."""
+
+    def __init__(self, first, count):
+        self.args_from, self.args_to, self.current_params = first, first + count, {}
+
+    def title(self):
+        return "ControlNet"
+
+
+def page(*units, prepared=(), before=3, **attributes):
+    """The host's `p` with these units behind other scripts' arguments."""
+    panel = Panel(before, len(units))
+    panel.current_params = dict.fromkeys(prepared, "prepared")
+    scripts = SimpleNamespace(alwayson_scripts=[SimpleNamespace(title=lambda: "Other"), panel])
+    p = SimpleNamespace(scripts=scripts, script_args=(*["other"] * before, *units, "last"), comments=[], **attributes)
+    p.comment = p.comments.append
+    return p
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder of control files that the panel knows by their stems."""
+    state = ModuleType("lib_controlnet.global_state")
+
+    def get_controlnet_filename(name):
+        return str({path.stem: path for path in tmp_path.iterdir()}[name])
+
+    state.get_controlnet_filename = get_controlnet_filename
+    monkeypatch.setitem(sys.modules, "lib_controlnet.global_state", state)
+    save_file(net_of("flux").state_dict(), tmp_path / "good.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:5000])
+    (tmp_path / "older.pth").write_bytes(b"whatever")
+    return tmp_path
+
+
+def reviewed(p, most=None):
+    said = []
+    forge_panel.review(p, most, said.append)
+    return said
+
+
+@pytest.mark.parametrize("kind", [Unit, dict])
+def test_a_truncated_file_is_left_out_and_the_other_units_stay(kind, files):
+    good, bad = (kind(enabled=True, model=name, image="x", processor_res=1) for name in ("good", "cut"))
+    p = page(bad, good, Unit(enabled=False, image=None))
+    (message,) = reviewed(p)
+    assert message.startswith("ControlNet cut.safetensors is left out: it is truncated")
+    assert forge_panel.value_of(p.script_args[3], "enabled") is False and p.script_args[4] is good
+    assert forge_panel.value_of(bad, "enabled") is True and isinstance(p.script_args, tuple)
+
+
+def test_good_and_older_files_are_the_panels_affair(files):
+    p = page(Unit(model="good"), Unit(model="older"), Unit(model="unknown to it"), {"model": "good", "image": "x"})
+    before = p.script_args
+    assert reviewed(p) == [] and p.script_args is before
+
+
+def test_a_unit_without_an_image_is_left_out():
+    p = page(Unit(image=None), Unit(image=None, generated_image=1), {"enabled": True})
+    assert reviewed(p) == [
+        "ControlNet unit 0 is left out: it has no image",
+        "ControlNet unit 2 is left out: it has no image",
+    ]
+    several = SimpleNamespace(value="batch")
+    assert reviewed(page(Unit(image=None, input_mode=several))) == []
+    assert reviewed(page(Unit(image=None), init_images=["picture"])) == []
+
+
+def test_pixel_perfect_is_kept_at_the_base_size():
+    unit = Unit(pixel_perfect=True)
+    p = page(unit)
+    assert reviewed(p) == []
+    (message,) = reviewed(p, 1024)
+    assert "works at 1024 pixels" in message
+    assert (p.script_args[3].pixel_perfect, p.script_args[3].processor_res) == (False, 1024) and unit.pixel_perfect
+
+
+def test_without_a_panel_nothing_happens():
+    for p in (SimpleNamespace(), page(Unit(image=None))):
+        if hasattr(p, "scripts"):
+            p.scripts.alwayson_scripts.pop()
+        assert reviewed(p) == []
+        forge_panel.report_failures(p, pytest.fail)
+
+
+def test_the_first_unit_that_the_panel_could_not_prepare_is_named(files):
+    said = []
+    forge_panel.report_failures(page(Unit(model="good"), Unit(model="older"), Unit(), prepared=[0]), said.append)
+    assert said == ["ControlNet unit 1 (older.pth) is left out, with any after it: the WebUI's console has the reason"]
+    forge_panel.report_failures(page(Unit(), Unit(enabled=False), prepared=[0]), pytest.fail)
+
+
+def test_the_hooks_read_the_pass_and_never_fail(files, monkeypatch):
+    p = page({"model": "cut", "image": "x", "pixel_perfect": True}, {"image": "x", "pixel_perfect": True})
+    p.width = p.height = 3072
+    p._resdit = lifecycle.Generation(SimpleNamespace(config=ResDiTConfig(), values={"apply_to": "both"}))
+    control.before_process(p)
+    assert ["cut.safetensors is left out" in p.comments[0], "works at 1024 pixels" in p.comments[1]] == [True, True]
+    control.before_sampling(p)
+    assert "unit 0" in p.comments[2]
+    monkeypatch.setattr(forge_panel, "review", lambda *_: 1 / 0)
+    control.before_process(p)
+    assert len(p.comments) == 3
+
+
+def test_what_a_pass_is_told_follows_resdit():
+    p, grid = SimpleNamespace(), lifecycle.Grid(192, 192)
+    assert lifecycle.method_of_pass(p, grid) is None
+    p._resdit = lifecycle.Generation(SimpleNamespace(config=ResDiTConfig(), values={"apply_to": "hires pass"}))
+    layout, config = lifecycle.method_of_pass(p, grid)
+    assert layout.base == lifecycle.Grid(64, 64) and config == ResDiTConfig()
+    assert lifecycle.method_of_pass(p, lifecycle.Grid(64, 64)) is None
+    p.enable_hr, p.is_hr_pass = True, False
+    assert lifecycle.method_of_pass(p, grid) is None
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The host's list of classes."""
+    shared = ModuleType("modules_forge.shared")
+    shared.supported_control_models = [int]
+    shared.add_supported_control_model = shared.supported_control_models.append
+    monkeypatch.setitem(sys.modules, "modules_forge", ModuleType("modules_forge"))
+    monkeypatch.setitem(sys.modules, "modules_forge.shared", shared)
+    sys.modules["modules_forge"].shared = shared
+    return shared.supported_control_models
+
+
+def test_reloading_registers_once_and_unregistering_leaves_the_list_as_it_was(registry):
+    registry.append(type("ResDiTControl", (), {}))  # an older load's
+    control.register()
+    control.register()
+    assert registry == [int, ResDiTControl]
+    forge_control.unregister()
+    assert registry == [int]
+
+
+def test_without_such_a_host_nothing_is_registered():
+    control.register()
+    forge_control.unregister()
+
+
+def generation(monkeypatch, network=None, name="FLUX.1", width=64):
+    def encode(picture):
+        return F.avg_pool2d(picture, 8).repeat(1, 2, 1, 1)[:, :4]
+
+    unet = unet_of(network or Network(2, 2))
+    return Generation(monkeypatch, unet, family_of(name, width), encode, SIGMAS), torch.randn(1, 4, 8, 8)
+
+
+def broken(change):
+    state = dict(net_of("flux").state_dict())
+    change(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "name", "message"),
+    [
+        (broken(lambda s: s.pop("x_embedder.bias")), "net.safetensors", "it lacks x_embedder.bias"),
+        (broken(lambda s: s["x_embedder.bias"].fill_(torch.nan)), "net.safetensors", "x_embedder.bias has values"),
+        (net_of("flux").state_dict(), "net.pth", "only safetensors files are read"),
+        (net_of("sd3").state_dict(), "net.safetensors", "it is for SD3, and the model is FLUX.1"),
+        (
+            net_of("flux", num_attention_heads=4).state_dict(),
+            "net.safetensors",
+            "its tokens have 128 channels and the model's 64",
+        ),
+    ],
+)
+def test_a_bad_file_is_said_and_the_unet_stays(state, name, message, monkeypatch):
+    p, x = generation(monkeypatch)
+    unet = p.unet
+    p.add(state, PICTURE, x, name=name)
+    (said,) = p.said
+    assert said.startswith(f"ControlNet {name} is left out: ") and message in said
+    assert p.unet is unet and unet.linked is None and not unet.model_options
+
+
+def test_what_is_no_picture_is_said(monkeypatch):
+    p, x = generation(monkeypatch)
+    p.add(net_of("flux").state_dict(), {"embeds": 1}, x)
+    assert p.said == ["ControlNet net.safetensors is left out: its preprocessor gave no picture but dict"]
+
+
+def test_an_error_of_ours_is_said_and_the_image_is_made(monkeypatch):
+    p, x = generation(monkeypatch)
+    p.sd_model.encode_first_stage = lambda _: 1 / 0
+    p.add(net_of("flux").state_dict(), PICTURE, x)
+    (said,) = p.said
+    assert "internal error (ZeroDivisionError" in said and p.unet.linked is None
+
+
+def test_a_file_of_another_kind_is_for_another_class():
+    assert ResDiTControl.try_build_from_state_dict({"zero_convs.0.0.weight": torch.zeros(1)}, "unet.pth") is None
+    assert ResDiTControl.try_build_from_state_dict({}, "empty.safetensors", {"some": "metadata"}) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "shows", "asked"),
+    [
+        ("flux union", {"unit": SimpleNamespace(type_filter="Tile")}, "tile", False),
+        ("flux union", {"params": SimpleNamespace(preprocessor=SimpleNamespace(tags=["OpenPose"]))}, "pose", False),
+        ("flux union", {"unit": SimpleNamespace(type_filter="All")}, "canny", True),
+        ("flux", {}, None, False),
+        ("sd3.5 8b", {}, "canny", True),
+    ],
+)
+def test_what_the_hint_shows_is_asked_where_it_matters(kind, given, shows, asked, monkeypatch):
+    flux = kind.startswith("flux")
+    p, x = generation(monkeypatch, None if flux else Network(2), *(() if flux else ("SD3", 128)))
+    p.add(net_of(kind).state_dict(), PICTURE, x, given=given)
+    assert p.unet.linked.shows == shows and ["serves several kinds" in said for said in p.said] == [True] * asked
+
+
+def test_a_file_that_says_what_it_is_for_is_not_asked(monkeypatch):
+    p, x = generation(monkeypatch, Network(2), "SD3", 128)
+    unit = SimpleNamespace(type_filter="Canny")
+    p.add(as_stability(net_of("sd3.5 8b").state_dict(), 2.0), PICTURE, x, given={"unit": unit})
+    assert p.unet.linked.shows == "depth" and p.said == []
+
+
+def test_on_tiles_control_is_left_out_aloud(monkeypatch):
+    p, x = generation(monkeypatch)
+    p.add(net_of("flux").state_dict(), PICTURE, x)
+    cond = dict(c_crossattn=torch.randn(1, 5, 32), y=torch.randn(1, 16))
+    assert p.control(x[..., :4], 0.5, **cond) is None
+    assert p.said == ["ControlNet net.safetensors is left out: another extension calls the model on tiles"]
+
+
+def test_sd3_without_resdit_says_where_its_positions_end(monkeypatch):
+    p, _ = generation(monkeypatch, Network(2), "SD3", 128)
+    x = torch.randn(1, 4, 32, 32)  # 16 tokens a side, where the net has 12
+    p.add(net_of("sd3").state_dict(), torch.rand(1, 3, 256, 256), x)
+    assert p.control(x, 0.5, c_crossattn=torch.randn(1, 5, 32), y=torch.randn(1, 16)) is None
+    assert "it has no positions beyond 192 pixels a side; with ResDiT it needs none" in p.said[0]
+
+
+def test_the_device_is_asked_for_the_nets_and_their_memory(monkeypatch):
+    p, x = generation(monkeypatch)
+    for seed in (0, 1):
+        p.add(net_of("flux", seed=seed).state_dict(), PICTURE, x)
+    link = p.unet.linked
+    assert [patcher.model.compute for patcher in link.get_models()] == [torch.float32] * 2
+    one = link.previous_controlnet.inference_memory_requirements(torch.float32)
+    assert link.inference_memory_requirements(torch.float32) == 2 * one > 0
+
+
+def test_the_nets_weights_are_not_kept_twice(monkeypatch):
+    p, x = generation(monkeypatch)
+    unit = p.add(net_of("flux").state_dict(), PICTURE, x)
+    patcher = unit.model_patcher
+    assert unit.checkpoint.weights == {}
+    unit.process_before_every_sampling(p, PICTURE, None, x=x)
+    assert unit.model_patcher is patcher and p.said == []
+
+
+class TwoStreams(nn.Module):
+    """A FLUX whose forward drops `control`, as Forge's and ersatzForge's."""
+
+    class Double(nn.Module):
+        def forward(self, image, text):
+            return image + 0, text + 0
+
+    class Single(nn.Module):
+        def forward(self, tokens):
+            return tokens + 0
+
+    def __init__(self):
+        super().__init__()
+        self.double_blocks = nn.ModuleList([self.Double(), self.Double()])
+        self.single_blocks = nn.ModuleList([self.Single()])
+
+    def forward(self, x, context, **_):
+        image, text = x, context
+        for block in self.double_blocks:
+            image, text = block(image, text)
+        tokens = torch.cat((text, image), 1)
+        for block in self.single_blocks:
+            tokens = block(tokens)
+        return tokens[:, text.shape[1] :]
+
+
+def test_a_flux_that_drops_control_gets_it_for_the_one_call():
+    model = TwoStreams()
+    unet = unet_of(model)
+    seen = []
+
+    def theirs(apply_model, args):  # another extension's, set before
+        seen.append("theirs")
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    unet.set_model_unet_function_wrapper(theirs)
+    patched = heeding(heeding(unet))
+    assert unet.model_options[WRAPPER] is theirs and patched.model_options[WRAPPER].resdit_heeds
+    control = {"input": [torch.ones(1, 4, 2), None], "output": [10 * torch.ones(1, 4, 2)]}
+    x, text = torch.zeros(1, 4, 2), torch.zeros(1, 3, 2)
+
+    def apply_model(latent, t, c_crossattn, control=None):
+        return model(latent, c_crossattn, control=control)
+
+    def call(control):
+        c = {"c_crossattn": text, "control": control}
+        return patched.model_options[WRAPPER](apply_model, {"input": x, "timestep": None, "c": c})
+
+    assert torch.equal(call(control), 11 * torch.ones(1, 4, 2)) and seen == ["theirs"]
+    assert torch.equal(call(None), x)
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(IndexError):
+        call({"input": [], "output": []})
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_model_that_takes_control_is_left_alone():
+    unet = unet_of(Network(2, 2))
+    assert heeding(unet) is unet
