@@ -1,4 +1,4 @@
-"""diffusers: `apply_resdit(pipe, config)` for the pipelines and transformers of FLUX and SD3."""
+"""diffusers: `apply_resdit(pipe, config)` for the pipelines, transformers and control nets of FLUX and SD3."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from collections.abc import Callable, Sequence
 from ...config import ResDiTConfig
 from ...errors import ResDiTError, Unsupported
 from ...run import Run
-from . import flux, sd3
+from . import control, flux, sd3
 
-ADAPTERS = {"FluxTransformer2DModel": flux.resdit_forward, "SD3Transformer2DModel": sd3.resdit_forward}
+ADAPTERS = {
+    "FluxTransformer2DModel": flux.resdit_forward,
+    "SD3Transformer2DModel": sd3.resdit_forward,
+    "FluxControlNetModel": control.flux_forward,
+    "SD3ControlNetModel": control.sd3_forward,
+}
 MARK = "_resdit"
 
 
-def transformer_of(pipe_or_transformer: object) -> object:
-    """The transformer of a pipeline, or itself; the one inside where it was wrapped by torch.compile."""
-    transformer = getattr(pipe_or_transformer, "transformer", pipe_or_transformer)
-    return getattr(transformer, "_orig_mod", transformer)
+def models_of(pipe_or_model: object) -> list[object]:
+    """The transformer of a pipeline and its control nets, or the model itself; without torch.compile's wrapper."""
+    transformer = getattr(pipe_or_model, "transformer", pipe_or_model)
+    controlnet = getattr(pipe_or_model, "controlnet", None)
+    models = [transformer, *getattr(controlnet, "nets", [] if controlnet is None else [controlnet])]
+    return [getattr(model, "_orig_mod", model) for model in models]
 
 
 def following(scheduler: object | None, run: Run, forward: Callable) -> Callable:
@@ -36,7 +43,8 @@ def apply_resdit(
     """Make a diffusers pipeline or transformer generate above its training size; applying again replaces.
 
     Args:
-        pipe_or_transformer: a FluxPipeline or StableDiffusion3Pipeline (any variant), or the transformer of one.
+        pipe_or_transformer: a FluxPipeline or StableDiffusion3Pipeline (any variant, with its control nets), or the
+            transformer of one.
         config: the method's parameters, by default the Balanced setting.
         sigmas: the run's full list of noise levels; by default the pipeline's scheduler's, or FLUX.1's own.
 
@@ -53,17 +61,18 @@ def apply_resdit(
     config = ResDiTConfig() if config is None else config
     if not isinstance(config, ResDiTConfig):
         raise ResDiTError(f"config is {config!r}; pass a ResDiTConfig")
-    transformer = transformer_of(pipe_or_transformer)
+    models = models_of(pipe_or_transformer)
     scheduler = getattr(pipe_or_transformer, "scheduler", None) if sigmas is None else None
-    adapter = ADAPTERS.get(type(transformer).__name__)
-    if adapter is None:
-        raise Unsupported(f"{type(transformer).__name__} is not one of {', '.join(ADAPTERS)}")
-    remove_resdit(transformer)
-    run = Run(config, sigmas)
-    before = transformer.forward
-    after = following(scheduler, run, adapter(transformer, run, before))
-    setattr(transformer, MARK, (before, after))
-    transformer.forward = after
+    if unknown := [model for model in models if type(model).__name__ not in ADAPTERS]:
+        raise Unsupported(f"{type(unknown[0]).__name__} is not one of {', '.join(ADAPTERS)}")
+    remove_resdit(pipe_or_transformer)
+    run, forwards = Run(config, sigmas), []
+    for model in models:
+        adapter = ADAPTERS[type(model).__name__]
+        forwards.append((model.forward, following(scheduler, run, adapter(model, run, model.forward))))
+    for model, (before, after) in zip(models, forwards, strict=True):
+        setattr(model, MARK, (before, after))
+        model.forward = after
     return run
 
 
@@ -73,14 +82,13 @@ def remove_resdit(pipe_or_transformer: object) -> None:
     Raises:
         ResDiTError: something else (an offload hook) has wrapped the forward since; remove that first.
     """
-    transformer = transformer_of(pipe_or_transformer)
-    if not hasattr(transformer, MARK):
-        return
-    before, after = getattr(transformer, MARK)
-    if transformer.forward is not after:
-        raise ResDiTError("the transformer's forward was wrapped again after apply_resdit; remove that wrapper first")
-    if getattr(before, "__self__", None) is transformer and before.__name__ == "forward":
-        del transformer.forward  # the class's own method shows through again
-    else:
-        transformer.forward = before
-    delattr(transformer, MARK)
+    marked = [model for model in models_of(pipe_or_transformer) if hasattr(model, MARK)]
+    if any(model.forward is not getattr(model, MARK)[1] for model in marked):
+        raise ResDiTError("the model's forward was wrapped again after apply_resdit; remove that wrapper first")
+    for model in marked:
+        before, _ = getattr(model, MARK)
+        if getattr(before, "__self__", None) is model and before.__name__ == "forward":
+            del model.forward  # the class's own method shows through again
+        else:
+            model.forward = before
+        delattr(model, MARK)

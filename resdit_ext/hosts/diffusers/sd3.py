@@ -13,6 +13,7 @@ from ...patching import scaled_outputs, swapped
 from ...patchwise import denoise_by_patches
 from ...run import Run
 from ...tables import PositionTable
+from .control import OnPatches
 
 ARGUMENTS = (
     "hidden_states",
@@ -61,7 +62,11 @@ def resdit_forward(transformer: object, run: Run, forward: Callable) -> Callable
         def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
             call = given | {"hidden_states": latent, "return_dict": False}
             if control is not None and tokens is not None:
-                call["block_controlnet_hidden_states"] = [residual[:, tokens] for residual in control]
+                call["block_controlnet_hidden_states"] = (
+                    control.on_patch(latent, tokens)
+                    if isinstance(control, OnPatches)
+                    else [residual[:, tokens] for residual in control]
+                )
             if options is not None:
                 call["joint_attention_kwargs"] = dict(options)  # a call takes the IP-Adapter's images out of it
             return forward(**call)[0]

@@ -1,0 +1,123 @@
+"""diffusers' FluxControlNetModel and SD3ControlNetModel: calls at the base size in place of one at the picture's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...control.added import pick, resample
+from ...control.call import Residuals
+from ...control.flux import pack
+from ...control.treatment import Patchwork, at_high_resolution
+from ...errors import Unsupported
+from ...geometry import Grid, Layout
+from ...joining import Joiner
+from ...patchwise import from_grid, window
+from ...positions import grid_positions
+from ...run import Run
+from .flux import grid_of
+
+HINT_PIXELS = 16  # a side of a token, of a hint that is given as pixels
+
+
+class OnPatches(list):
+    """SD3's residuals for the whole, with the function (patch, tokens) that returns those for a call on a patch.
+
+    diffusers sums the lists of several nets into a plain one, which is then cut to the patch's tokens.
+    """
+
+    def __init__(self, whole: list[Tensor], on_patch: Callable[[Tensor, Tensor], list[Tensor]]) -> None:
+        super().__init__(whole)
+        self.on_patch = on_patch
+
+
+def shrunk(hint: Tensor, size: tuple[int, int]) -> Tensor:
+    """A hint's latents or pixels (B, C, H, W) at a smaller size."""
+    return F.interpolate(hint, size=size, mode="bicubic", antialias=True)
+
+
+def flux_forward(net: object, run: Run, forward: Callable) -> Callable:  # noqa: ARG001
+    """`forward` of a FLUX control net with the treatment for sizes above its training's."""
+
+    def wrapped(*args: object, **given: object) -> object:
+        tokens, hint = given.get("hidden_states"), given.get("controlnet_cond")
+        if args or tokens is None or hint is None:
+            return forward(*args, **given)  # not as the pipelines call it
+        try:
+            layout = run.layout(grid_of(given["img_ids"], tokens.shape[1]))
+        except Unsupported:
+            return forward(**given)
+        if layout.is_base:
+            return forward(**given)
+        grid, base = layout.grid, layout.base
+        picture = from_grid(tokens.unflatten(1, (grid.height, grid.width)))
+        sees_pixels = hint.ndim == 4
+        side = HINT_PIXELS if sees_pixels else 2
+        hint = hint if sees_pixels else from_grid(hint.unflatten(1, (grid.height, grid.width)))
+        whole = shrunk(hint, (side * base.height, side * base.width))
+        ids = F.pad(grid_positions(base), (1, 0)).to(tokens)
+
+        def call(latent: Tensor, start: tuple[int, int] | None) -> Residuals:
+            part = whole
+            if start is not None:
+                (row, col), (h, w) = start, (base.height, base.width)
+                part = hint[..., side * row : side * (row + h), side * col : side * (col + w)]
+            mine = dict(
+                hidden_states=pack(latent),
+                controlnet_cond=part if sees_pixels else pack(part),
+                img_ids=ids,
+                return_dict=False,
+            )
+            double, single = forward(**given | mine)
+            return Residuals(tuple(double or ()), tuple(single or ()))
+
+        exact = run.config.speed == "exact"
+        patchwork = run.cached(("control", layout), lambda: patchwork_for(run, layout, tokens)) if exact else None
+        found = at_high_resolution(call, picture, layout, patchwork)
+        if not exact:
+            found = Residuals(*(tuple(resample(r, base, grid) for r in side) for side in (found.double, found.single)))
+        double, single = (list(side) or None for side in (found.double, found.single))
+        if not given.get("return_dict", True):
+            return double, single
+        from diffusers.models.controlnets.controlnet_flux import FluxControlNetOutput
+
+        return FluxControlNetOutput(controlnet_block_samples=double, controlnet_single_block_samples=single)
+
+    return wrapped
+
+
+def patchwork_for(run: Run, layout: Layout, like: Tensor) -> Patchwork:
+    """The joining of a layout's patches on a tensor's device."""
+    return Patchwork(layout, Joiner(layout, run.config, like.device))
+
+
+def sd3_forward(net: object, run: Run, forward: Callable) -> Callable:  # noqa: ARG001
+    """`forward` of an SD3 control net: for the whole at the base size, and for a patch when its call comes."""
+
+    def wrapped(*args: object, **given: object) -> object:
+        latent, hint = given.get("hidden_states"), given.get("controlnet_cond")
+        if args or latent is None or latent.ndim != 4 or hint is None:
+            return forward(*args, **given)
+        layout = run.layout(Grid(latent.shape[-2] // 2, latent.shape[-1] // 2))
+        if layout.is_base:
+            return forward(**given)
+        base, grid = layout.base, layout.grid
+
+        def call(latent: Tensor, hint: Tensor) -> list[Tensor]:
+            return forward(**given | dict(hidden_states=latent, controlnet_cond=hint, return_dict=False))[0]
+
+        def on_patch(patch: Tensor, tokens: Tensor) -> list[Tensor]:
+            start = divmod(int(tokens[0]), grid.width)
+            return call(patch, window(hint, start, base).contiguous())
+
+        whole = call(pick(latent, base), shrunk(hint, (2 * base.height, 2 * base.width)))
+        found = OnPatches([resample(residual, base, grid) for residual in whole], on_patch)
+        if not given.get("return_dict", True):
+            return (found,)
+        from diffusers.models.controlnets.controlnet_sd3 import SD3ControlNetOutput
+
+        return SD3ControlNetOutput(controlnet_block_samples=found)
+
+    return wrapped
