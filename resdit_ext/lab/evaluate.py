@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from ..geometry import Grid, make_layout
 from .methods import METHODS, grid_for
-from .metrics import measure, names
+from .metrics import measure
 from .model import MicroModel
 from .sampling import sample
 from .scenes import random_scene, render
@@ -44,6 +45,22 @@ def prompt_of(seed: int) -> str:
     return random_scene(np.random.default_rng(seed)).prompt
 
 
+def measured(wanted: Mapping[str, Callable[[], dict[str, float]]], results: Path) -> dict[str, dict[str, float]]:
+    """Measure what is not yet in `results` (one JSON object a line), and return all that is wanted by key."""
+    done = {}
+    if results.is_file():
+        with results.open(encoding="utf8") as lines:
+            done = {row.pop("key"): row for row in map(json.loads, lines)}
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a", encoding="utf8") as out:
+        for key in (bar := tqdm([key for key in wanted if key not in done], desc="evaluate")):
+            bar.set_postfix_str(key)
+            done[key] = wanted[key]()
+            out.write(json.dumps({"key": key} | done[key]) + "\n")
+            out.flush()
+    return {key: done[key] for key in wanted}
+
+
 def evaluate(
     model: MicroModel,
     scales: Sequence[float],
@@ -52,33 +69,24 @@ def evaluate(
     chosen: Iterable[str] = (TRUTH, *METHODS),
     aspects: Sequence[tuple[int, int]] = ((1, 1),),
 ) -> dict[str, dict[str, float]]:
-    """Measure what is not yet in `results` (one JSON object a line), and return all of it by key.
+    """Measures by key of every method, size and seed, resumed from `results`.
 
     The plain model is left out where it has no positions for the size.
     """
-    done = {}
-    if results.is_file():
-        with results.open(encoding="utf8") as lines:
-            done = {row.pop("key"): row for row in map(json.loads, lines)}
-    wanted = [
-        (key_of(aspect, scale, name, seed), aspect, scale, name, seed)
+
+    def row(name: str, grid: Grid, seed: int) -> dict[str, float]:
+        layout, prompt = make_layout(grid, METHODS.get(name) or METHODS["Balanced"]), prompt_of(seed)
+        return asdict(measure(picture_of(model, name, grid, prompt, seed), prompt, layout))
+
+    wanted = {
+        key_of(aspect, scale, name, seed): partial(row, name, grid_for(aspect, scale), seed)
         for aspect in aspects
         for scale in scales
         for name in chosen
         for seed in range(FIRST_SEED, FIRST_SEED + (seeds or default_seeds(scale)))
-    ]
-    wanted = [row for row in wanted if row[3] != "plain" or model.reaches(grid_for(*row[1:3]))]
-    missing = [row for row in wanted if row[0] not in done]
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a", encoding="utf8") as out:
-        for key, aspect, scale, name, seed in (bar := tqdm(missing, desc="evaluate")):
-            bar.set_postfix_str(f"{scale:g}x {name}")
-            grid, prompt = grid_for(aspect, scale), prompt_of(seed)
-            layout = make_layout(grid, METHODS.get(name) or METHODS["Balanced"])
-            done[key] = asdict(measure(picture_of(model, name, grid, prompt, seed), prompt, layout))
-            out.write(json.dumps({"key": key} | done[key]) + "\n")
-            out.flush()
-    return {key: done[key] for key, *_ in wanted}
+        if name != "plain" or model.reaches(grid_for(aspect, scale))
+    }
+    return measured(wanted, results)
 
 
 def summary(measured: dict[str, dict[str, float]]) -> dict[str, dict[str, tuple[float, float, int]]]:
@@ -93,21 +101,21 @@ def summary(measured: dict[str, dict[str, float]]) -> dict[str, dict[str, tuple[
                 float(np.std(column, ddof=1) / len(column) ** 0.5) if len(column) > 1 else float("nan"),
                 len(column),
             )
-            for name in names()
+            for name in rows[0]
         }
         for cell, rows in cells.items()
     }
 
 
-def table(cells: dict[str, dict[str, tuple[float, float, int]]]) -> str:
+def table(cells: dict[str, dict[str, tuple[float, float, int]]], shown: Sequence[str] = SHOWN) -> str:
     """The summary as a Markdown table, mean +- standard error."""
     lines = [
-        "| size | method | n | " + " | ".join(SHOWN) + " |",
-        "|---|---|---|" + "---|" * len(SHOWN),
+        "| size | method | n | " + " | ".join(shown) + " |",
+        "|---|---|---|" + "---|" * len(shown),
     ]
     for cell, row in cells.items():
         aspect, scale, name = cell.split("/", 2)
         size = f"{scale}x" if aspect == "1:1" else f"{scale}x {aspect}"
-        figures = [f"{mean:.2f}±{error:.2f}" for mean, error, _ in (row[column] for column in SHOWN)]
-        lines.append(f"| {size} | {name} | {row['ok'][2]} | " + " | ".join(figures) + " |")
+        figures = [f"{mean:.2f}±{error:.2f}" for mean, error, _ in (row[column] for column in shown)]
+        lines.append(f"| {size} | {name} | {row[shown[0]][2]} | " + " | ".join(figures) + " |")
     return "\n".join(lines)

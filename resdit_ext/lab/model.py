@@ -6,6 +6,7 @@ same weights run in any implementation that takes 12 latent channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ BASE_TOKENS = 16 * 16
 TEXT_TOKENS = 32  # one text token per eight image tokens, as FLUX.1 at 1024 px
 JOINT, POOLED, LATENT_CHANNELS = 64, 32, 12
 PAD = "<pad>"
+Residuals = Sequence[Tensor]  # (B, H*W, 128) each, added to the image tokens after the blocks
 VOCABULARY = (PAD, "on", "ground", *COLOURS, *SHAPES, *GROUNDS)
 
 FLUX_CONFIG = dict(
@@ -98,6 +100,7 @@ class MicroModel(nn.Module):
 
     name: str  # as the command line knows it
     training_steps: int  # of the shipped weights
+    training_rate = 2e-3
     largest_side: int | None = None  # in tokens, where the plain model has no positions beyond it
     transformer: nn.Module
 
@@ -126,7 +129,9 @@ class MicroFlux(MicroModel):
     def __init__(self) -> None:
         super().__init__(FluxTransformer2DModel(**FLUX_CONFIG))
 
-    def forward(self, tokens: Tensor, sigma: Tensor, words: Tensor, height: int) -> Tensor:
+    def forward(
+        self, tokens: Tensor, sigma: Tensor, words: Tensor, height: int, control: Residuals | None = None
+    ) -> Tensor:
         joint, pooled = self.encode(words)
         return self.transformer(
             hidden_states=tokens,
@@ -135,6 +140,7 @@ class MicroFlux(MicroModel):
             timestep=sigma,
             img_ids=position_ids(height, tokens.shape[1] // height).to(tokens.device),
             txt_ids=torch.zeros(TEXT_TOKENS, 3, device=tokens.device),
+            controlnet_block_samples=control,
             return_dict=False,
         )[0]
 
@@ -149,13 +155,16 @@ class MicroSD3(MicroModel):
     def __init__(self) -> None:
         super().__init__(SD3Transformer2DModel(**SD3_CONFIG))
 
-    def forward(self, tokens: Tensor, sigma: Tensor, words: Tensor, height: int) -> Tensor:
+    def forward(
+        self, tokens: Tensor, sigma: Tensor, words: Tensor, height: int, control: Residuals | None = None
+    ) -> Tensor:
         joint, pooled = self.encode(words)
         velocity = self.transformer(
             hidden_states=unpatch(tokens, height),
             encoder_hidden_states=joint,
             pooled_projections=pooled,
             timestep=1000 * sigma,
+            block_controlnet_hidden_states=control,
             return_dict=False,
         )[0]
         return patch(velocity)
@@ -171,7 +180,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 def weights_of(name: str) -> Path:
     """The file with a micro model's trained weights."""
-    return Path(__file__).with_name(f"micro_{name}.safetensors")
+    return Path(__file__).with_name(f"micro_{name.replace('-', '_')}.safetensors")
 
 
 def load_micro(name: str, path: Path | None = None) -> MicroModel:

@@ -41,6 +41,24 @@ def noise_for(grid: Grid, seed: int) -> torch.Tensor:
     return torch.randn(1, grid.tokens, 4 * LATENT_CHANNELS, generator=generator)
 
 
+def euler(
+    velocity: Callable[..., torch.Tensor],
+    prompts: Sequence[str],
+    grid: Grid,
+    seeds: Sequence[int],
+    steps: int = STEPS,
+    tick: Callable[[], object] = lambda: None,
+) -> np.ndarray:
+    """(B, 4H, 4W, 3) float32 pictures in [0, 1] by Euler's steps along `velocity(tokens, sigma, words, height)`."""
+    x = torch.cat([noise_for(grid, seed) for seed in seeds])
+    words = tokenize(list(prompts))
+    for sigma, after in itertools.pairwise(sigmas_of(steps)):
+        x = x + (after - sigma) * velocity(x, torch.full((len(x),), sigma), words, grid.height)
+        tick()
+    pictures = unpack(x, grid.height).clamp(-1, 1) / 2 + 0.5
+    return pictures.permute(0, 2, 3, 1).numpy()
+
+
 @torch.inference_mode()
 def sample(
     model: MicroModel,
@@ -52,11 +70,5 @@ def sample(
     tick: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
     """(B, 4H, 4W, 3) float32 pictures in [0, 1], one for every prompt and seed; `tick` is called after each step."""
-    x = torch.cat([noise_for(grid, seed) for seed in seeds])
-    words, levels = tokenize(list(prompts)), sigmas_of(steps)
     with method(model, config, steps):
-        for sigma, after in itertools.pairwise(levels):
-            x = x + (after - sigma) * model(x, torch.full((len(x),), sigma), words, grid.height)
-            tick()
-    pictures = unpack(x, grid.height).clamp(-1, 1) / 2 + 0.5
-    return pictures.permute(0, 2, 3, 1).numpy()
+        return euler(model, prompts, grid, seeds, steps, tick)

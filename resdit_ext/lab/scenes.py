@@ -27,7 +27,19 @@ GROUNDS = {
 SHAPES = ("disc", "square", "triangle")
 SKY_TOP, SKY_BOTTOM = (95, 160, 235), (205, 222, 245)
 STRIPE_PERIOD, CHECKER_PERIOD = 6.0, 10.0  # pixels, at every size of the picture
-SIDE_RANGE, HORIZON_RANGE, CENTRE_RANGE = (0.40, 0.60), (0.52, 0.68), (0.44, 0.56)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Ranges, in fractions of the frame, that a scene's free parameters are drawn from."""
+
+    side: tuple[float, float]
+    horizon: tuple[float, float]
+    centre: tuple[float, float]
+
+
+ROOM = Room(side=(0.40, 0.60), horizon=(0.52, 0.68), centre=(0.44, 0.56))
+WIDE_ROOM = Room(side=(0.34, 0.62), horizon=(0.46, 0.74), centre=(0.36, 0.64))
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ def parse_prompt(prompt: str) -> tuple[str, str, str]:
     )
 
 
-def random_scene(rng: np.random.Generator, prompt: str | None = None) -> Scene:
+def random_scene(rng: np.random.Generator, prompt: str | None = None, room: Room = ROOM) -> Scene:
     """Draw a scene's free parameters, and its words too where no prompt fixes them."""
     if prompt is None:
         colour, shape, ground = (str(rng.choice(tuple(names))) for names in (COLOURS, SHAPES, GROUNDS))
@@ -71,9 +83,9 @@ def random_scene(rng: np.random.Generator, prompt: str | None = None) -> Scene:
         shape=shape,
         colour=colour,
         ground=ground,
-        side=rng.uniform(*SIDE_RANGE),
-        centre=(rng.uniform(*CENTRE_RANGE), rng.uniform(*CENTRE_RANGE)),
-        horizon=rng.uniform(*HORIZON_RANGE),
+        side=rng.uniform(*room.side),
+        centre=(rng.uniform(*room.centre), rng.uniform(*room.centre)),
+        horizon=rng.uniform(*room.horizon),
         stripe_sign=int(rng.choice((-1, 1))),
         phases=tuple(rng.uniform(0, 2 * np.pi, 3)),
     )
@@ -102,6 +114,15 @@ def object_mask(scene: Scene, height: int, width: int) -> np.ndarray:
         scene.side * min(height, width),
     )
     return np.clip(0.5 - distance, 0.0, 1.0)
+
+
+def depth_map(scene: Scene, height: int, width: int) -> np.ndarray:
+    """(height, width) float32 nearness in [0, 1]: sky 0, the ground nearer towards the foot, the object nearest."""
+    rows = np.mgrid[0:height, 0:width][0] + 0.5
+    below = np.clip(rows - scene.horizon * height + 0.5, 0, 1)
+    ground = below * (0.2 + 0.4 * (rows / height - scene.horizon) / (1 - scene.horizon))
+    inside = object_mask(scene, height, width)
+    return (inside + (1 - inside) * ground).astype(np.float32)
 
 
 def render(scene: Scene, height: int, width: int) -> np.ndarray:

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import trange
 
+from ..geometry import Grid
+from .control import CONTROLS, hint_of
 from .model import MODELS, PIXELS_PER_TOKEN, pack, save_weights, tokenize
-from .scenes import random_scene, render
+from .scenes import ROOM, WIDE_ROOM, random_scene, render
+
+TRAINABLE = MODELS | CONTROLS
 
 # FLUX and SD3 saw many aspect ratios in training, so the micro models do: (rows, columns) of about 256 tokens each.
 SQUARE = (16, 16)
@@ -31,23 +35,25 @@ class TrainConfig:
     model: str = "flux"
     decay_from: float = 0.4  # share of the run at constant rate before the linear decay to zero
     batch: int = 32
-    rate: float = 2e-3
+    rate: float | None = None  # the model's own by default
     text_dropout: float = 0.1
     seed: int = 0
     save_every: int = 250
 
 
-def make_batch(config: TrainConfig, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """(tokens, noise, sigma, words, height) of one step, a function of the seed and the step alone."""
+def make_batch(config: TrainConfig, step: int) -> tuple:
+    """(tokens, noise, sigma, words, height) of one step, and a control net's hint; of the seed and the step alone."""
     rng = np.random.default_rng((config.seed, step))
     height, width = SQUARE if rng.random() < SQUARE_SHARE else BUCKETS[rng.integers(len(BUCKETS))]
-    scenes = [random_scene(rng) for _ in range(config.batch)]
+    controlled = config.model in CONTROLS
+    scenes = [random_scene(rng, room=WIDE_ROOM if controlled else ROOM) for _ in range(config.batch)]
     pictures = np.stack([render(scene, PIXELS_PER_TOKEN * height, PIXELS_PER_TOKEN * width) for scene in scenes])
     tokens = pack(torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1)
     prompts = ["" if rng.random() < config.text_dropout else scene.prompt for scene in scenes]
     noise = torch.from_numpy(rng.standard_normal(tokens.shape, dtype=np.float32))
     sigma = torch.sigmoid(torch.from_numpy(0.4 + 1.2 * rng.standard_normal(config.batch, dtype=np.float32)))
-    return tokens, noise, sigma, tokenize(prompts), height
+    hint = (torch.cat([hint_of(scene, Grid(height, width)) for scene in scenes]),) if controlled else ()
+    return tokens, noise, sigma, tokenize(prompts), height, *hint
 
 
 def make_optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
@@ -62,12 +68,12 @@ def make_optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer
     ]
 
 
-def flow_loss(model: nn.Module, tokens: Tensor, noise: Tensor, sigma: Tensor, words: Tensor, height: int) -> Tensor:
+def flow_loss(model: nn.Module, tokens: Tensor, noise: Tensor, sigma: Tensor, *given: object) -> Tensor:
     """Mean squared error of the velocity `noise - x0` at `x = (1 - sigma) x0 + sigma noise`."""
     mix = sigma[:, None, None]
     # At 288 tokens the plain product's backward is faster on a CPU than the fused kernel's.
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        velocity = model((1 - mix) * tokens + mix * noise, sigma, words, height)
+        velocity = model((1 - mix) * tokens + mix * noise, sigma, *given)
     return (velocity.float() - (noise - tokens)).square().mean()
 
 
@@ -107,9 +113,10 @@ def load_state(path: Path, model: nn.Module, average: dict, optimizers: list) ->
 def train(out: Path, config: TrainConfig) -> float:
     """Train, resuming from `out`'s .state file if there is one; returns the mean loss of the last 100 steps."""
     torch.manual_seed(config.seed)
-    model = MODELS[config.model]()
+    model = TRAINABLE[config.model]()
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    optimizers = make_optimizers(model, config.rate)
+    rate = config.rate or model.training_rate
+    optimizers = make_optimizers(model, rate)
     state = out.with_suffix(".state")
     start = load_state(state, model, average, optimizers) if state.is_file() else 0
     losses: list[float] = []
@@ -118,7 +125,7 @@ def train(out: Path, config: TrainConfig) -> float:
         decay = min(1.0, (config.steps - step) / (config.steps * (1 - config.decay_from)))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = config.rate * warm_up * decay
+                group["lr"] = rate * warm_up * decay
         loss = flow_loss(model, *make_batch(config, step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -130,11 +137,11 @@ def train(out: Path, config: TrainConfig) -> float:
             average[name].lerp_(value.detach(), 1 - keep)
         losses = [*losses[-99:], loss.item()]
         if not math.isfinite(losses[-1]):
-            raise FloatingPointError(f"the loss is {losses[-1]} at step {step}: lower the rate ({config.rate})")
+            raise FloatingPointError(f"the loss is {losses[-1]} at step {step}: lower the rate ({rate})")
         bar.set_postfix(loss=f"{np.mean(losses):.4f}")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             save_state(state, step + 1, model, average, optimizers)
-            trained = MODELS[config.model]()
+            trained = TRAINABLE[config.model]()
             trained.load_state_dict(average)
-            save_weights(trained, out)
+            save_weights(getattr(trained, "net", trained), out)  # a control net's file is one as others save them
     return float(np.mean(losses))

@@ -1,0 +1,79 @@
+"""Whether control holds above the training size: the control error beside layout and detail, on held-out seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..config import BALANCED, FAST
+from ..geometry import Grid, make_layout
+from .control import MicroControl, control_error, sample_controlled
+from .evaluate import FIRST_SEED, key_of, measured
+from .methods import grid_for
+from .metrics import measure
+from .model import BASE_TOKENS
+from .sampling import sample
+from .scenes import WIDE_ROOM, Scene, random_scene
+
+SHOWN = ("control_error", "ok", "iou", "tex_object", "tex_ground", "psd_hf", "seam")
+NO_CONTROL, PLAIN, UNTREATED, FAST_PRESET, CONTROLLED = (
+    "ResDiT, no control",
+    "control, no ResDiT",
+    "control net as it is",
+    "control, Fast preset",
+    "control",
+)
+_BALANCED = replace(BALANCED, base_tokens=BASE_TOKENS)
+_FAST = replace(FAST, base_tokens=BASE_TOKENS)
+SEEDS = 16
+
+
+def scene_of(seed: int) -> Scene:
+    """The scene that goes with a seed, somewhere in a wide frame."""
+    return random_scene(np.random.default_rng(seed), room=WIDE_ROOM)
+
+
+def picture_of(control: MicroControl, name: str, grid: Grid, seed: int) -> np.ndarray:
+    """The (4H, 4W, 3) picture of one row of the table and one seed."""
+    scene = scene_of(seed)
+    if name == NO_CONTROL:
+        return sample(control.base, [scene.prompt], grid, [seed], _BALANCED)[0]
+    config = {PLAIN: None, FAST_PRESET: _FAST}.get(name, _BALANCED)
+    return sample_controlled(control, scene, grid, seed, config, net_too=name != UNTREATED)
+
+
+def rows_for(control: MicroControl, grid: Grid) -> Sequence[str]:
+    """The table's rows for a size: at the base size there is nothing to treat, and SD3's nets have no fast mode."""
+    if grid.tokens <= BASE_TOKENS:
+        return NO_CONTROL, CONTROLLED
+    reaches = control.base.reaches(grid)
+    fast = control.name.startswith("flux")
+    return [
+        NO_CONTROL,
+        *([PLAIN, UNTREATED] if reaches else []),
+        *([FAST_PRESET] if fast else []),
+        CONTROLLED,
+    ]
+
+
+def evaluate_control(
+    control: MicroControl, scales: Sequence[float], results: Path, seeds: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Measures by key of every row, size and seed, resumed from `results`."""
+
+    def row(name: str, grid: Grid, seed: int) -> dict[str, float]:
+        picture, scene = picture_of(control, name, grid, seed), scene_of(seed)
+        found = asdict(measure(picture, scene.prompt, make_layout(grid, _BALANCED)))
+        return {"control_error": control_error(picture, scene)} | found
+
+    wanted = {
+        key_of((1, 1), scale, name, seed): partial(row, name, grid_for((1, 1), scale), seed)
+        for scale in scales
+        for name in rows_for(control, grid_for((1, 1), scale))
+        for seed in range(FIRST_SEED, FIRST_SEED + (seeds or SEEDS))
+    }
+    return measured(wanted, results)
