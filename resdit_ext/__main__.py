@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from .config import check_number
+from .config import PRESETS, check_number
 from .errors import ResDiTError
 
 
@@ -32,6 +32,12 @@ def run_gallery(args: argparse.Namespace) -> int:
     from .lab.model import load_micro
 
     keep_heap()
+    if args.control:
+        from .lab.evaluate_control import control_sheet
+
+        control_sheet(args.out)
+        print(f"picture: {args.out}")
+        return 0
     for aspect, row in gallery(load_micro("flux", args.weights), args.out).items():
         found = ", ".join(
             f"{name} {'ok' if figures['ok'] else 'not ok'}, IoU {figures['iou']:.2f}"
@@ -39,6 +45,33 @@ def run_gallery(args: argparse.Namespace) -> int:
         )
         print(f"{aspect}: seed {row['seed']}, {row['prompt']}: {found}")
     print(f"picture: {args.out}")
+    return 0
+
+
+def scales_of(args: argparse.Namespace) -> list[float]:
+    """The sizes to evaluate; the number of seeds is checked with them."""
+    try:
+        scales = [float(scale) for scale in args.scales.split(",")]
+    except ValueError:
+        raise ResDiTError(f"scales is {args.scales!r}; write numbers with commas between, such as 2,3,4") from None
+    for scale in scales:
+        check_number("scales", scale, 1, 6)
+    if args.seeds is not None:
+        check_number("seeds", args.seeds, 1, 10000, whole=True)
+    return scales
+
+
+def run_evaluate_control(args: argparse.Namespace) -> int:
+    from .lab.control import load_control
+    from .lab.evaluate import summary, table
+    from .lab.evaluate_control import SHOWN, evaluate_control
+
+    name = f"{args.model}-depth"
+    results = args.results or Path(f"out/evaluate_{name}.jsonl")
+    cells = summary(evaluate_control(load_control(name, args.weights), scales_of(args), results, args.seeds))
+    print(table(cells, SHOWN))
+    if args.json:
+        args.json.write_text(json.dumps(cells, indent=2), encoding="utf8")
     return 0
 
 
@@ -50,17 +83,12 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from .lab.model import load_micro
 
     keep_heap()
+    if args.control:
+        return run_evaluate_control(args)
     chosen = args.methods.split(",") if args.methods else [TRUTH, *METHODS]
     if unknown := [name for name in chosen if name not in (TRUTH, *METHODS)]:
         raise ResDiTError(f"methods has {unknown[0]!r}; choose from {', '.join((TRUTH, *METHODS))}")
-    try:
-        scales = [float(scale) for scale in args.scales.split(",")]
-    except ValueError:
-        raise ResDiTError(f"scales is {args.scales!r}; write numbers with commas between, such as 2,3,4") from None
-    for scale in scales:
-        check_number("scales", scale, 1, 6)
-    if args.seeds is not None:
-        check_number("seeds", args.seeds, 1, 10000, whole=True)
+    scales = scales_of(args)
     aspects = [parse_aspect(aspect) for aspect in args.aspects.split(",")]
     model = load_micro(args.model, args.weights)
     results = args.results or Path(f"out/evaluate_{args.model}.jsonl")
@@ -74,13 +102,13 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 def run_train(args: argparse.Namespace) -> int:
     from .lab.heap import keep_heap
-    from .lab.model import MODELS
-    from .lab.train import TrainConfig, train
+    from .lab.model import weights_of
+    from .lab.train import TRAINABLE, TrainConfig, train
 
     keep_heap()
-    steps = MODELS[args.model].training_steps if args.steps is None else args.steps
+    steps = TRAINABLE[args.model].training_steps if args.steps is None else args.steps
     check_number("steps", steps, 1, 1_000_000, whole=True)
-    out = args.out or Path(f"out/micro_{args.model}.safetensors")
+    out = args.out or Path("out") / weights_of(args.model).name
     loss = train(out, TrainConfig(steps, args.model, seed=args.seed))
     print(f"loss of the last 100 steps: {loss:.4f}; weights: {out}")
     return 0
@@ -112,13 +140,14 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--aspect", default="1:1", help="WIDTH:HEIGHT (default 1:1)")
     demo.add_argument("--prompt", default="red disc on green ground")
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--preset", default="Balanced", help="Balanced, More detail or Paper")
+    demo.add_argument("--preset", default="Balanced", help=", ".join(PRESETS))
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures (default out)")
     demo.set_defaults(run=run_demo)
 
     gallery = commands.add_parser("gallery", help="make a sheet of square, wide and tall pictures with the micro FLUX")
     gallery.add_argument("--out", type=Path, default=Path("out/gallery.png"), help="(default out/gallery.png)")
     gallery.add_argument("--weights", type=Path, help="default: the shipped ones")
+    gallery.add_argument("--control", action="store_true", help="instead: both models under control of a depth map")
     gallery.set_defaults(run=run_gallery)
 
     evaluate = commands.add_parser("evaluate", help="measure the ablation table on held-out seeds")
@@ -127,11 +156,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--aspects", default="1:1", help="WIDTH:HEIGHT, several by commas")
     evaluate.add_argument("--methods", help="rows of the table by commas (default all)")
     evaluate.add_argument("--results", type=Path, help="resumed from where it is (default out/evaluate_MODEL.jsonl)")
+    evaluate.add_argument("--control", action="store_true", help="instead: whether control by a depth map holds")
     evaluate.set_defaults(run=run_evaluate)
 
     train = commands.add_parser("train", help="train a micro model from scratch")
     train.add_argument("--out", type=Path, help="default out/micro_MODEL.safetensors")
-    train.add_argument("--steps", type=int, help="default: as the shipped weights, 3600 (flux) or 4800 (sd3)")
+    train.add_argument("--steps", type=int, help="default: as the shipped weights, 3600 (flux), 4800 (sd3) or 1200")
     train.add_argument("--seed", type=int, default=0)
     train.set_defaults(run=run_train)
 
@@ -147,8 +177,9 @@ def parser() -> argparse.ArgumentParser:
     for command in (demo, evaluate):
         command.add_argument("--json", type=Path, help="write the figures here")
         command.add_argument("--weights", type=Path, help="default: the shipped ones")
-    for command in (demo, evaluate, train):
-        command.add_argument("--model", choices=("flux", "sd3"), default="flux", help="micro model (default flux)")
+    nets = ("flux-depth", "sd3-depth")
+    for command, more in ((demo, ()), (evaluate, ()), (train, nets)):
+        command.add_argument("--model", choices=("flux", "sd3", *more), default="flux", help="(default flux)")
     return main
 
 

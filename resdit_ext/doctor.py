@@ -105,6 +105,7 @@ def examine_a1111(host: Path, report: Report) -> None:
     needed, sd3 = "SD3Inferencer.create_denoiser", functions(folder / "sd3_model.py")
     report.say(needed in sd3, f"modules/models/sd3/sd3_model.py: {needed}", "update the WebUI")
     report.note("models: SD3-medium")
+    report.note("ControlNet: none for SD3 (this WebUI's extension knows neither it nor FLUX)")
     report.note("not in this WebUI: SD3.5, FLUX.1 (use Forge, Forge Neo or ersatzForge)")
 
 
@@ -128,6 +129,9 @@ def examine_forge(host: Path, report: Report) -> None:
         report.note("models: SD3-medium, SD3.5-large, SD3.5-medium")
     else:
         report.note("not in this WebUI: SD3")
+    panel = (host / "extensions-builtin" / "sd_forge_controlnet").is_dir()
+    takes = "add_supported_control_model" in functions(host / "modules_forge" / "shared.py")
+    report.note(f"ControlNet for these models in the WebUI's panel: {'yes' if panel and takes else 'no'}")
     report.note("not yet: Flux.2, Chroma, Kontext references, Nunchaku")
 
 

@@ -28,7 +28,8 @@ class ResDiTHighRes(scripts.Script):
 
     def ui(self, is_img2img):
         tab = "img2img" if is_img2img else "txt2img"
-        self.accordion = Accordion(tab, InputAccordion, ToolButton, STORE, DEFAULTS | settings.defaults())
+        defaults = DEFAULTS | settings.defaults()
+        self.accordion = Accordion(tab, InputAccordion, ToolButton, STORE, defaults, control.page_note())
         self.infotext_fields = [
             (component, infotext.PasteField(option))
             for component, option in zip(self.accordion.components, OPTIONS, strict=True)

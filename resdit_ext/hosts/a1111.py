@@ -46,6 +46,16 @@ def attach_to(p: object, run: Run) -> None:
     attach(denoiser, family_of(p), run)
 
 
+def orders_control(p: object) -> bool:
+    """True where units of this host's ControlNet extension are on beside an SD3 model, for which it has no nets."""
+    if not getattr(p.sd_model, "is_sd3", False) or hasattr(p.sd_model, "forge_objects"):
+        return False
+    scripts = getattr(getattr(p, "scripts", None), "alwayson_scripts", ())
+    panels = [script for script in scripts if script.title() == "ControlNet"]
+    units = [unit for panel in panels for unit in p.script_args[panel.args_from : panel.args_to]]
+    return any(unit.get("enabled") if isinstance(unit, dict) else getattr(unit, "enabled", False) for unit in units)
+
+
 def prepare_decode(_: object, __: int, ___: int, policy: str, say: Callable[[str], None]) -> None:
     """Nothing can be done here: this host has no tiles of its own, and one VAE for all generations."""
     if policy == "Always":

@@ -141,6 +141,12 @@ def contact_sheet(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[np
     return sheet
 
 
+def save_sheet(sheet: Image.Image, out: Path) -> None:
+    """Save a sheet with few enough tones to be small."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.point([round(value * LEVELS / 255) * 255 // LEVELS for value in range(256)] * 3).save(out, optimize=True)
+
+
 def base_picture(model: MicroModel, grid: Grid) -> tuple[int, np.ndarray]:
     """The first held-out seed whose picture at the base size is fine, and that picture."""
     layout = make_layout(grid, METHODS["Balanced"])
@@ -168,8 +174,6 @@ def gallery(model: MicroModel, out: Path) -> dict[str, dict]:
                 figures[method] = asdict(measure(pictures[-1], prompt, make_layout(high, METHODS["Balanced"])))
             rows.append((f"{aspect}: {pixels(high)} from {pixels(base)}, {prompt}, seed {seed}", pictures))
             report[aspect] = {"seed": seed, "prompt": prompt, "measures": figures}
-    out.parent.mkdir(parents=True, exist_ok=True)
     headings = ["base", *(f"{heading} {GALLERY_SCALE}x" for heading in GALLERY_COLUMNS)]
-    sheet = contact_sheet(headings, rows, zoom=2)
-    sheet.point([round(value * LEVELS / 255) * 255 // LEVELS for value in range(256)] * 3).save(out, optimize=True)
+    save_sheet(contact_sheet(headings, rows, zoom=2), out)
     return report

@@ -11,13 +11,14 @@ import numpy as np
 
 from ..config import BALANCED, FAST
 from ..geometry import Grid, make_layout
-from .control import MicroControl, control_error, sample_controlled
+from .control import CONTROLS, MicroControl, control_error, load_control, sample_controlled
+from .demo import contact_sheet, save_sheet
 from .evaluate import FIRST_SEED, key_of, measured
 from .methods import grid_for
 from .metrics import measure
-from .model import BASE_TOKENS
+from .model import BASE_TOKENS, PIXELS_PER_TOKEN
 from .sampling import sample
-from .scenes import WIDE_ROOM, Scene, random_scene
+from .scenes import WIDE_ROOM, Scene, depth_map, random_scene
 
 SHOWN = ("control_error", "ok", "iou", "tex_object", "tex_ground", "psd_hf", "seam")
 NO_CONTROL, PLAIN, UNTREATED, FAST_PRESET, CONTROLLED = (
@@ -58,6 +59,21 @@ def rows_for(control: MicroControl, grid: Grid) -> Sequence[str]:
         *([FAST_PRESET] if fast else []),
         CONTROLLED,
     ]
+
+
+def control_sheet(out: Path, scale: int = 3, seed: int = FIRST_SEED) -> None:
+    """Save a sheet of both models: the hint, and pictures with and without control at the base size and above."""
+    rows = []
+    for name in CONTROLS:
+        control, scene = load_control(name), scene_of(seed)
+        base, high = (grid_for((1, 1), times) for times in (1, scale))
+        side = PIXELS_PER_TOKEN * high.height
+        hint = np.repeat(depth_map(scene, side, side)[..., None], 3, -1)
+        pictures = [picture_of(control, row, high, seed) for row in (NO_CONTROL, UNTREATED, CONTROLLED)]
+        small = picture_of(control, CONTROLLED, base, seed)
+        rows.append((f"{name}: {scene.prompt}, seed {seed}", [hint, small, *pictures]))
+    headings = ["hint", "base size", *(f"{row}, {scale}x" for row in (NO_CONTROL, UNTREATED, CONTROLLED))]
+    save_sheet(contact_sheet(headings, rows, zoom=2), out)
 
 
 def evaluate_control(

@@ -5,13 +5,18 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from ..geometry import Grid
-from ..hosts import forge_control, forge_panel
+from ..hosts import a1111, forge_control, forge_panel
 from . import lifecycle, settings
 
 logger = logging.getLogger("ResDiT")
 TOKEN = 16  # pixels a side
+NOTE = (
+    "ControlNet has no effect on SD3 in this WebUI, whose extension knows neither SD3 nor FLUX. It has in Forge, Forge "
+    "Neo and ersatzForge."
+)
 
 
 def unharmful(hook: Callable) -> Callable:
@@ -30,6 +35,11 @@ def unharmful(hook: Callable) -> Callable:
 def sigmas_of_pass(p: object) -> object | None:
     """The full list of noise levels of the pass that is about to begin."""
     return lifecycle.run_sigmas(p, lifecycle.steps_of_pass(p))
+
+
+def page_note() -> str | None:
+    """What the page says of ControlNet where the panel is not one of ours; None where it is."""
+    return NOTE if find_spec("modules_forge") is None else None
 
 
 def register() -> None:
@@ -51,6 +61,8 @@ def before_process(p: object) -> None:
     method = lifecycle.method_of_pass(p, Grid(-(-p.height // TOKEN), -(-p.width // TOKEN)))
     most = None if method is None else TOKEN * min(method[0].base.height, method[0].base.width)
     forge_panel.review(p, most, functools.partial(lifecycle.tell, p))
+    if a1111.orders_control(p):
+        lifecycle.tell(p, NOTE)
 
 
 @unharmful

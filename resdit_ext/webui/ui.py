@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping
 
 import gradio as gr
@@ -68,6 +69,7 @@ class Accordion:
         tool_button: Callable,
         store: PresetStore,
         defaults: Mapping[str, object] = DEFAULTS,
+        note: str | None = None,
     ) -> None:
         """Build it inside the current gradio page.
 
@@ -77,6 +79,7 @@ class Accordion:
             tool_button: the host's small button.
             store: the user's own presets.
             defaults: values the page starts with.
+            note: what this host cannot do, for its users.
         """
         self.prefix = f"{tab}_resdit"
         by_name: dict[str, gr.components.Component] = {}
@@ -102,6 +105,8 @@ class Accordion:
             add("speed")
             start = readout.html(planned(HOST_DEFAULTS, tuple(defaults.values())))
             self.status = gr.HTML(start, elem_id=f"{self.prefix}_status")
+            if note:
+                gr.HTML(f"<p>{html.escape(note)}</p>", elem_id=f"{self.prefix}_note")
             with gr.Accordion("Advanced", open=False, elem_id=f"{self.prefix}_advanced"):
                 add(*(option.name for option in OPTIONS if option.advanced))
                 self.presets.build_own(tool_button)
