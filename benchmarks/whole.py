@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 
 from . import flux
+from .counted import GIGABYTE
 from .table import Row, seconds
 
 AIMS = {"Paper": "<= 0.80", "Balanced": "", "Fast": "<= 0.65", "Fastest": "<= 0.55"}
 PIXELS, ROUNDS = 4096, 3
 WHAT = "denoising in 35 steps, 4K, {} / plain"
 MEMORY = "peak memory above plain, 4K, measured, {}"
-GIGABYTE = 1e9
 
 
 def run_time(calls: list[tuple[int, Callable[[], object]]], device: str) -> float:

@@ -6,7 +6,7 @@ from .attention import pooled_phases
 from .config import ResDiTConfig
 from .families import Family
 from .geometry import Grid, Layout
-from .pooling import POOL
+from .pooling import coarse_grid
 from .schedule import Phase, steps_per_phase
 
 LONGEST_TEXT = 512  # FLUX's; SD3's is shorter
@@ -22,7 +22,7 @@ def attention_cost(layout: Layout, config: ResDiTConfig, steps: int, text: int =
     """
     grid, base = layout.grid, layout.base
     whole, patch = text + grid.tokens, text + base.tokens
-    few = text + -(-grid.height // POOL) * -(-grid.width // POOL)
+    few = text + coarse_grid(grid).tokens
     pooled = pooled_phases(layout, config)
     local = len(layout.patches) * patch**2
     per_step = {

@@ -43,11 +43,16 @@ def recovery_matrix(n: int, p: int, cutoff: float) -> Tensor:
     return basis @ torch.linalg.pinv(averaging_matrix(n, p) @ basis)
 
 
+def coarse_grid(grid: Grid, p: int = POOL) -> Grid:
+    """The blocks of p x p tokens of a grid, those at the far edges smaller."""
+    return Grid(-(-grid.height // p), -(-grid.width // p))
+
+
 class Pooling:
     """Means over blocks of p x p tokens of one grid, and the way back below a cut-off."""
 
     def __init__(self, grid: Grid, p: int, cutoff: float, device: torch.device | str = "cpu") -> None:
-        self.grid, self.coarse = grid, Grid(-(-grid.height // p), -(-grid.width // p))
+        self.grid, self.coarse = grid, coarse_grid(grid, p)
         sides = grid.height, grid.width
         self._down = [averaging_matrix(n, p).float().to(device) for n in sides]
         self._up = [recovery_matrix(n, p, cutoff).float().to(device) for n in sides]

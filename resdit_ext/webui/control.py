@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from ..geometry import Grid
 from ..hosts import a1111, forge_control, forge_panel
 from . import lifecycle, settings
+from .options import PIXELS_PER_TOKEN
 
 logger = logging.getLogger("ResDiT")
-TOKEN = 16  # pixels a side
 NOTE = (
     "ControlNet has no effect on SD3 in this WebUI, whose extension knows neither SD3 nor FLUX. It has in Forge, Forge "
     "Neo and ersatzForge."
@@ -58,8 +58,8 @@ def register() -> None:
 @unharmful
 def before_process(p: object) -> None:
     """Look at the units before the panel does; call after ResDiT has set the size."""
-    method = lifecycle.method_of_pass(p, Grid(-(-p.height // TOKEN), -(-p.width // TOKEN)))
-    most = None if method is None else TOKEN * min(method[0].base.height, method[0].base.width)
+    method = lifecycle.method_of_pass(p, Grid(-(-p.height // PIXELS_PER_TOKEN), -(-p.width // PIXELS_PER_TOKEN)))
+    most = None if method is None else PIXELS_PER_TOKEN * min(method[0].base.height, method[0].base.width)
     forge_panel.review(p, most, functools.partial(lifecycle.tell, p))
     if a1111.orders_control(p):
         lifecycle.tell(p, NOTE)

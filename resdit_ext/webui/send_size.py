@@ -8,6 +8,7 @@ import gradio as gr
 
 from ..errors import ResDiTError
 from .options import BY_NAME, MAX_SIDE, OPTIONS, WEBUI_SIZE, output_size, parse_request
+from .preset_row import QUIET
 
 SIZE = [option.name for option in OPTIONS].index("size")
 
@@ -43,6 +44,5 @@ class SendSize:
             return *lowered, ours if ours in BY_NAME["size"].choices else gr.update(), None
 
         outputs = [*sides, size, self.before]
-        quiet = dict(queue=False, show_progress=False)
-        self.there.click(send, inputs=[*sides, self.before, *options], outputs=outputs, **quiet)
-        self.back.click(restore, inputs=self.before, outputs=outputs, **quiet)
+        self.there.click(send, inputs=[*sides, self.before, *options], outputs=outputs, **QUIET)
+        self.back.click(restore, inputs=self.before, outputs=outputs, **QUIET)

@@ -21,12 +21,11 @@ from .options import (
     output_size,
     parse_request,
 )
-from .preset_row import PresetRow
+from .preset_row import QUIET, PresetRow
 from .presets import PresetStore
 from .send_size import SendSize
 
 HOST_DEFAULTS = {"width": 1024, "height": 1024, "steps": 20}
-QUIET = dict(queue=False, show_progress=False)
 
 
 def component(option: Option, elem_id: str, value: object) -> gr.components.Component:
