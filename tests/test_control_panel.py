@@ -256,6 +256,8 @@ def test_on_tiles_control_is_left_out_aloud(monkeypatch):
     p, x = generation(monkeypatch)
     p.add(net_of("flux").state_dict(), PICTURE, x)
     cond = dict(c_crossattn=torch.randn(1, 5, 32), y=torch.randn(1, 16))
+    link = p.unet.linked
+    assert link.cond_hint is None and link.cond_hint_original.ndim == 4 and link.device == torch.device("cpu")
     assert p.control(x[..., :4], 0.5, **cond) is None
     assert p.said == ["ControlNet net.safetensors is left out: another extension calls the model on tiles"]
 

@@ -74,6 +74,7 @@ class Link:
     previous_controlnet: object = None  # this and the next are the host's to set
     transformer_options: dict = field(default_factory=dict)
     model: object = None
+    cond_hint: Tensor | None = None  # MultiDiffusion puts its tiles' hints here
     _patchwork: Patchwork | None = None
 
     @property
@@ -85,6 +86,16 @@ class Link:
     def joins(self) -> bool:
         """True where the net's residuals for the patches are joined into the picture's."""
         return bool(self.patch_hints) and not self.module.MODEL_ON_PATCHES
+
+    @property
+    def cond_hint_original(self) -> Tensor:
+        """What MultiDiffusion enlarges and cuts into tiles; they are of no use here, so it gets little to do."""
+        return self.hint[:1, :1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where MultiDiffusion puts its tiles."""
+        return self.patcher.load_device
 
     def set_previous_controlnet(self, previous: object) -> Link:
         """Called by the host when this is linked."""
@@ -146,7 +157,7 @@ class Link:
         previous = self.previous_controlnet
         before = previous.shares(x, t, cond, start) if isinstance(previous, Link) else []
         highest, lowest = self.levels
-        if not lowest < float(t[0]) <= highest:
+        if not self.strength or not lowest < float(t[0]) <= highest:
             return before
         if self.family.grid(x) != (self.picture if start is None else self.grid):
             self.say("is left out: another extension calls the model on tiles")
