@@ -107,6 +107,18 @@ def test_pixel_perfect_is_kept_at_the_base_size():
     assert (p.script_args[3].pixel_perfect, p.script_args[3].processor_res) == (False, 1024) and unit.pixel_perfect
 
 
+def test_what_the_api_does_not_say_is_as_the_panels_own_default(monkeypatch):
+    code = ModuleType("lib_controlnet.external_code")
+    code.ControlNetUnit = type("ControlNetUnit", (), {"pixel_perfect": True, "enabled": True})
+    monkeypatch.setitem(sys.modules, "lib_controlnet.external_code", code)
+    p = page({"image": "x"}, {"image": "x", "pixel_perfect": False})
+    (message,) = reviewed(p, 512)
+    assert (
+        message.startswith("ControlNet unit 0: its preprocessor works at 512")
+        and p.script_args[3]["processor_res"] == 512
+    )
+
+
 def test_without_a_panel_nothing_happens():
     for p in (SimpleNamespace(), page(Unit(image=None))):
         if hasattr(p, "scripts"):

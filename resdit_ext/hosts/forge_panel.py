@@ -23,8 +23,11 @@ def panel_of(p: object) -> object | None:
 
 
 def value_of(unit: object, name: str, default: object = None) -> object:
-    """A field of a unit, which is an object from the page and a dict from the API."""
-    return unit.get(name, default) if isinstance(unit, dict) else getattr(unit, name, default)
+    """A field of a unit: the page's are objects, the API's dicts that lack what is as the panel has it by default."""
+    if not isinstance(unit, dict):
+        return getattr(unit, name, default)
+    code = sys.modules.get("lib_controlnet.external_code")
+    return unit.get(name, getattr(getattr(code, "ControlNetUnit", None), name, default))
 
 
 def enabled_units(p: object, panel: object) -> Iterator[tuple[int, object]]:
