@@ -35,7 +35,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 
 def rows() -> list[Row]:
-    """Attention against plain attention at 2K to 4K, and memory on top of the plain call's at 4K."""
+    """Attention, and a control net, against their plain calls at 2K to 4K; memory on top of the plain call's at 4K."""
     found = []
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         transformer = flux.model("cpu", blocks=(1, 1))
@@ -54,4 +54,9 @@ def rows() -> list[Row]:
             most = max(peak_bytes(call) for _, call in flux.calls(transformer, config, 4096, "cpu"))
             above = (most - at_least) / GIGABYTE
             found.append(Row(f"peak memory above plain, 4K, bf16, {name}", "<= 1.0", above, unit=" GB"))
+        for size, pixels in SIZES.items():
+            counts = {name: sum(flops(call)) for name, call in flux.control_calls(pixels).items()}
+            for name in ("exact", "fast"):
+                value = counts[name] / counts["as it is"]
+                found.append(Row(f"FLOPs of a FLUX control net, {size}, {name} / called at the full size", "", value))
     return found

@@ -7,12 +7,16 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor
 
 from resdit_ext import BALANCED, FAST, PAPER, ResDiTConfig
-from resdit_ext.geometry import Grid
+from resdit_ext.control.call import Residuals
+from resdit_ext.control.flux import pack
+from resdit_ext.control.treatment import Patchwork, at_high_resolution
+from resdit_ext.geometry import Grid, make_layout
 from resdit_ext.hosts.diffusers.flux import attention_at
+from resdit_ext.joining import Joiner
 from resdit_ext.run import Run
 from resdit_ext.schedule import Phase, shifted_sigmas, steps_per_phase
 
@@ -64,6 +68,31 @@ def inputs(pixels: int, device: str) -> dict[str, Tensor]:
         txt_ids=torch.zeros(TEXT, 3, device=device),
         return_dict=False,
     )
+
+
+def control_calls(pixels: int) -> dict[str, Callable[[], object]]:
+    """One call of a control net of Union Pro 2.0's shape for pixels x pixels: as it is, with patches, without them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    net = FluxControlNetModel(**FLUX_DEV | dict(num_layers=6, num_single_layers=0)).eval()
+    torch.set_default_dtype(before)
+    side = pixels // PIXELS_PER_TOKEN
+    layout = make_layout(Grid(side, side), BALANCED)
+    whole, part = inputs(pixels, "cpu"), inputs(layout.base.width * PIXELS_PER_TOKEN, "cpu")
+    latent = torch.randn(1, 16, 2 * side, 2 * side, dtype=torch.bfloat16)
+
+    def call(latent: Tensor, _: tuple[int, int] | None) -> Residuals:
+        tokens = pack(latent)
+        return Residuals(tuple(net(**part | dict(hidden_states=tokens, controlnet_cond=tokens))[0]))
+
+    def treated(patchwork: Patchwork | None) -> Residuals:
+        return at_high_resolution(call, latent, layout, patchwork)
+
+    return {
+        "as it is": lambda: net(controlnet_cond=whole["hidden_states"], **whole),
+        "exact": lambda: treated(Patchwork(layout, Joiner(layout, BALANCED))),
+        "fast": lambda: treated(None),
+    }
 
 
 def calls(
