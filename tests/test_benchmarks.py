@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import torch
 
 from benchmarks import __main__ as program
 from benchmarks import table, timed, whole
