@@ -90,8 +90,8 @@ def test_good_and_older_files_are_the_panels_affair(files):
 def test_a_unit_without_an_image_is_left_out():
     p = page(Unit(image=None), Unit(image=None, generated_image=1), {"enabled": True})
     assert reviewed(p) == [
-        "ControlNet unit 0 is left out: it has no image",
-        "ControlNet unit 2 is left out: it has no image",
+        "the first ControlNet unit is left out: it has no image",
+        "the third ControlNet unit is left out: it has no image",
     ]
     several = SimpleNamespace(value="batch")
     assert reviewed(page(Unit(image=None, input_mode=several))) == []
@@ -114,7 +114,7 @@ def test_what_the_api_does_not_say_is_as_the_panels_own_default(monkeypatch):
     p = page({"image": "x"}, {"image": "x", "pixel_perfect": False})
     (message,) = reviewed(p, 512)
     assert (
-        message.startswith("ControlNet unit 0: its preprocessor works at 512")
+        message.startswith("the first ControlNet unit: its preprocessor works at 512")
         and p.script_args[3]["processor_res"] == 512
     )
 
@@ -130,7 +130,8 @@ def test_without_a_panel_nothing_happens():
 def test_the_first_unit_that_the_panel_could_not_prepare_is_named(files):
     said = []
     forge_panel.report_failures(page(Unit(model="good"), Unit(model="older"), Unit(), prepared=[0]), said.append)
-    assert said == ["ControlNet unit 1 (older.pth) is left out, with any after it: the WebUI's console has the reason"]
+    (message,) = said
+    assert message.startswith("the second ControlNet unit (older.pth) is left out, with any after it: ")
     forge_panel.report_failures(page(Unit(), Unit(enabled=False), prepared=[0]), pytest.fail)
 
 
@@ -141,10 +142,28 @@ def test_the_hooks_read_the_pass_and_never_fail(files, monkeypatch):
     control.before_process(p)
     assert ["cut.safetensors is left out" in p.comments[0], "works at 1024 pixels" in p.comments[1]] == [True, True]
     control.before_sampling(p)
-    assert "unit 0" in p.comments[2]
+    assert "the second ControlNet unit" in p.comments[2]  # the first is off now
     monkeypatch.setattr(forge_panel, "review", lambda *_: 1 / 0)
     control.before_process(p)
     assert len(p.comments) == 3
+
+
+def test_in_a1111_units_beside_sd3_are_said_to_have_no_effect(monkeypatch):
+    said = []
+    monkeypatch.setattr(lifecycle, "tell", lambda p, message: said.append(message))
+    for model, unit, expected in (
+        ({"is_sd3": True}, {"enabled": True}, [control.NOTE]),
+        ({"is_sd3": True}, Unit(), [control.NOTE]),
+        ({"is_sd3": True}, {"image": 1}, []),
+        ({"is_sd3": True, "forge_objects": 1}, {"enabled": True, "image": 1}, []),
+        ({"is_sdxl": True}, {"enabled": True}, []),
+    ):
+        said.clear()
+        p = page(unit, sd_model=SimpleNamespace(**model), width=1024, height=1024)
+        del p.scripts.alwayson_scripts[1].current_params  # as that extension's script
+        control.before_process(p)
+        assert said == expected, (model, unit)
+    assert control.page_note() == control.NOTE  # no modules_forge here
 
 
 def test_what_a_pass_is_told_follows_resdit():
@@ -219,6 +238,21 @@ def test_a_bad_file_is_said_and_the_unet_stays(state, name, message, monkeypatch
     (said,) = p.said
     assert said.startswith(f"ControlNet {name} is left out: ") and message in said
     assert p.unet is unet and unet.linked is None and not unet.model_options
+
+
+def test_a_refused_file_that_was_replaced_is_read_again(tmp_path, monkeypatch):
+    p, x = generation(monkeypatch)
+    path = tmp_path / "net.safetensors"
+    lacking = broken(lambda s: s.pop("x_embedder.bias"))
+    save_file(lacking, path)
+    unit = p.add(lacking, PICTURE, x, name=path)
+    assert "it lacks x_embedder.bias" in p.said[0]
+    unit.process_after_running_preprocessors(process=p, params=None)
+    assert unit.refusal is not None
+    save_file(net_of("flux").state_dict(), path)
+    unit.process_after_running_preprocessors(p, None)
+    unit.process_before_every_sampling(p, PICTURE, None, x=x)
+    assert unit.refusal is None and len(p.said) == 1 and p.unet.linked is not None
 
 
 def test_what_is_no_picture_is_said(monkeypatch):

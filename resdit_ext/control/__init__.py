@@ -29,9 +29,10 @@ def recognise(weights: Weights, path: Path) -> Checkpoint | None:
     Raises:
         Unsupported: it is one, but incomplete, damaged or of a kind that is not supported; the message says what.
     """
+    weights = with_shards(weights, path)
     if not is_for_transformer(weights):
         return None
-    weights = without_prefix(with_shards(weights, path))
+    weights = without_prefix(weights)
     for module in FAMILIES:
         if module.claims(weights):
             checkpoint = module.read(weights)

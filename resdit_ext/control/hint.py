@@ -45,9 +45,9 @@ def pixels(hint: object, height: int, width: int) -> Tensor:
     if hint.shape[1] not in (1, 3):
         raise Unsupported(f"its preprocessor gave {hint.shape[1]} channels where a picture has 3")
     hint = hint.float().expand(-1, 3, -1, -1)
-    if hint.shape[-2:] == (height, width):
-        return hint
-    return F.interpolate(hint, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    if hint.shape[-2:] != (height, width):
+        hint = F.interpolate(hint, size=(height, width), mode="bicubic", antialias=True)
+    return hint.clamp(0, 1)  # inpainting preprocessors mark with -1
 
 
 def toned(hint: Tensor, tones: Mapping[str, Callable[[Tensor], Tensor]], shows: str | None) -> Tensor:

@@ -48,7 +48,8 @@ def attach_to(p: object, run: Run) -> None:
 
 def orders_control(p: object) -> bool:
     """True where units of this host's ControlNet extension are on beside an SD3 model, for which it has no nets."""
-    if not getattr(p.sd_model, "is_sd3", False) or hasattr(p.sd_model, "forge_objects"):
+    model = getattr(p, "sd_model", None)
+    if not getattr(model, "is_sd3", False) or hasattr(model, "forge_objects"):
         return False
     scripts = getattr(getattr(p, "scripts", None), "alwayson_scripts", ())
     panels = [script for script in scripts if script.title() == "ControlNet"]

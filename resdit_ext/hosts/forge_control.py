@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import ResDiTConfig
 from ..control import family_module, recognise
 from ..control.added import token_mask
-from ..control.checkpoint import SUFFIXES, Checkpoint
+from ..control.checkpoint import SUFFIXES, Checkpoint, why_unreadable
 from ..control.hint import pixels, seeded, shown, toned
 from ..control.nets import build, check_shapes
 from ..errors import ResDiTError, Unsupported
@@ -88,19 +89,28 @@ def encode(p: object, checkpoint: Checkpoint, picture: Tensor) -> Tensor:
     return latents + first_stage.shift_factor * first_stage.scaling_factor
 
 
+def stamp_of(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
 class ResDiTControl:
     """A unit of the panel, which sets these attributes; they are those of the hosts' `ControlModelPatcher`.
 
     Args:
-        name: of the file.
+        path: of the file.
         checkpoint: the recognised file; None where it is refused.
         refusal: why.
     """
 
     passes: Passes  # set by `register`
 
-    def __init__(self, name: str, checkpoint: Checkpoint | None, refusal: str | None = None) -> None:
-        self.name, self.checkpoint, self.refusal = name, checkpoint, refusal
+    def __init__(self, path: Path, checkpoint: Checkpoint | None, refusal: str | None = None) -> None:
+        self.path, self.checkpoint, self.refusal, self.stamp = path, checkpoint, refusal, stamp_of(path)
         self.model_patcher = None
         self.strength, self.start_percent, self.end_percent = 1.0, 0.0, 1.0
         self.positive_advanced_weighting = self.negative_advanced_weighting = None
@@ -118,14 +128,21 @@ class ResDiTControl:
                 raise Unsupported("only safetensors files are read; a pickle file can run programs")
             check_shapes(checkpoint)
         except ResDiTError as reason:
-            return cls(path.name, None, str(reason))
+            return cls(path, None, str(reason))
         logger.info("%s: a control net for %s (%s)", path.name, checkpoint.family, checkpoint.kind)
-        return cls(path.name, checkpoint)
+        return cls(path, checkpoint)
 
-    def process_after_running_preprocessors(self, process: object, params: object, *_: object, **__: object) -> None:
-        """Nothing to do."""
+    def process_after_running_preprocessors(self, *_: object, **__: object) -> None:
+        """Read a refused file again where it was replaced: the hosts remember what they made of a name."""
+        if self.refusal is None or stamp_of(self.path) == self.stamp:
+            return
+        self.stamp = stamp_of(self.path)
+        if self.path.suffix.lower() in SUFFIXES and why_unreadable(self.path) is None:
+            again = self.try_build_from_state_dict(load_file(self.path), str(self.path))
+            if again is not None:
+                self.checkpoint, self.refusal = again.checkpoint, again.refusal
 
-    def process_after_every_sampling(self, process: object, params: object, *_: object, **__: object) -> None:
+    def process_after_every_sampling(self, *_: object, **__: object) -> None:
         """Nothing to do."""
 
     def process_before_every_sampling(
@@ -134,7 +151,7 @@ class ResDiTControl:
         """Link the net into this pass's unet; where that cannot be, say why and leave the unet as it is."""
 
         def say(message: str) -> None:
-            self.passes.say(process, f"ControlNet {self.name} {message}")
+            self.passes.say(process, f"ControlNet {self.path.name} {message}")
 
         if self.refusal is not None:
             say(f"is left out: {self.refusal}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..control.checkpoint import why_unreadable
 
 TITLE = "ControlNet"
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 NO_MODEL = (None, "", "None")
 
 
@@ -28,6 +29,11 @@ def value_of(unit: object, name: str, default: object = None) -> object:
         return getattr(unit, name, default)
     code = sys.modules.get("lib_controlnet.external_code")
     return unit.get(name, getattr(getattr(code, "ControlNetUnit", None), name, default))
+
+
+def name_of(panel: object, index: int) -> str:
+    """What a unit is called in messages: Forge and ersatzForge number them from 0, Forge Neo from 1."""
+    return f"the {ORDINALS[min(index - panel.args_from, 9)]} ControlNet unit"
 
 
 def enabled_units(p: object, panel: object) -> Iterator[tuple[int, object]]:
@@ -81,17 +87,17 @@ def review(p: object, most: int | None, say: Callable[[str], None]) -> None:
     if panel is None:
         return
     arguments = list(p.script_args)
-    for number, (index, unit) in enumerate(enabled_units(p, panel)):
+    for index, unit in enabled_units(p, panel):
         file = file_of(unit)
         reason = why_unreadable(file) if file is not None else None
         if reason is not None:
             say(f"ControlNet {file.name} is left out: {reason}")
             arguments[index] = changed(unit, enabled=False)
         elif lacks_image(p, unit):
-            say(f"ControlNet unit {number} is left out: it has no image")
+            say(f"{name_of(panel, index)} is left out: it has no image")
             arguments[index] = changed(unit, enabled=False)
         elif most is not None and value_of(unit, "pixel_perfect", False):
-            say(f"ControlNet unit {number}: its preprocessor works at {most} pixels, as pixel perfect would be ruinous")
+            say(f"{name_of(panel, index)}: its preprocessor works at {most} pixels, as pixel perfect would be ruinous")
             arguments[index] = changed(unit, pixel_perfect=False, processor_res=most)
     if any(new is not old for new, old in zip(arguments, p.script_args, strict=True)):
         p.script_args = type(p.script_args)(arguments)
@@ -102,9 +108,9 @@ def report_failures(p: object, say: Callable[[str], None]) -> None:
     panel = panel_of(p)
     if panel is None:
         return
-    for number, (_, unit) in enumerate(enabled_units(p, panel)):
+    for number, (index, unit) in enumerate(enabled_units(p, panel)):
         if number not in panel.current_params:
             file = file_of(unit)
-            which = f"{number} ({file.name})" if file else f"{number}"
-            say(f"ControlNet unit {which} is left out, with any after it: the WebUI's console has the reason")
+            which = name_of(panel, index) + (f" ({file.name})" if file else "")
+            say(f"{which} is left out, with any after it: the WebUI's console has the reason")
             return

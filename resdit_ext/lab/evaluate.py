@@ -20,6 +20,7 @@ from .scenes import random_scene, render
 
 FIRST_SEED = 100_000  # development used seeds below it
 SHOWN = ("ok", "one", "iou", "sky_error", "tex_object", "tex_ground", "stripes", "psd_hf", "seam")
+DIGITS = {"control_error": 3}
 TRUTH = "true render"
 
 
@@ -116,6 +117,9 @@ def table(cells: dict[str, dict[str, tuple[float, float, int]]], shown: Sequence
     for cell, row in cells.items():
         aspect, scale, name = cell.split("/", 2)
         size = f"{scale}x" if aspect == "1:1" else f"{scale}x {aspect}"
-        figures = [f"{mean:.2f}±{error:.2f}" for mean, error, _ in (row[column] for column in shown)]
+        figures = []
+        for column in shown:
+            (mean, error, _), digits = row[column], DIGITS.get(column, 2)
+            figures.append(f"{mean:.{digits}f}±{error:.{digits}f}")
         lines.append(f"| {size} | {name} | {row[shown[0]][2]} | " + " | ".join(figures) + " |")
     return "\n".join(lines)

@@ -1,0 +1,383 @@
+"""The ControlNet panel of real WebUIs, driven through their API, with tiny random models and control nets.
+
+A host takes part where FORGE_DIR, NEO_DIR or ERSATZ_DIR is its folder and FORGE_UI_PYTHON, ... a Python that can start
+its page. What it writes goes to a temporary folder, which holds its extensions too: this repository and `tiny_webui`.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+from tests.control_nets import as_stability, as_xlabs, net_of
+from tests.hosts.kit import CPU_FLAG
+
+HERE, REPOSITORY = Path(__file__).parent, Path(__file__).parents[2]
+SITES = [("forge", "flux"), ("neo", "flux"), ("ersatz", "flux"), ("forge", "sd3"), ("ersatz", "sd3")]
+START, ANSWER = 600, 600  # seconds for a WebUI to come up and for an answer, on a small machine
+FLAGS = ["--skip-prepare-environment", "--skip-install", "--skip-torch-cuda-test", "--skip-python-version-check"]
+QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+
+BASE = 128  # pixels a side
+ORDER = dict(prompt="a lighthouse", steps=4, cfg_scale=1, sampler_name="Euler", scheduler="Simple", seed=7)
+ORDER |= dict(width=BASE, height=BASE)
+ORDER |= dict(override_settings=dict(show_progress_type="Approx cheap"))  # for the default SD3 fetches a file
+THRICE = dict(size="Custom", width=3 * BASE, height=3 * BASE, base_size=BASE)
+HIRES = dict(enable_hr=True, hr_scale=2, hr_upscaler="None", denoising_strength=0.7, hr_second_pass_steps=3)
+HIRES |= dict(hr_additional_modules=["Use same choices"])  # Forge takes nothing else for "none"
+VISIBLE = 0.5  # mean difference of two pictures, in levels of 255
+
+FLUX, SD3 = dict(in_channels=64), dict(in_channels=16, out_channels=16)
+# name of the file -> (kind of tests.control_nets, how it differs, to fit the tiny model)
+NETS = {
+    "flux": {
+        "plain": ("flux", FLUX),
+        "double": ("flux without single blocks", FLUX),
+        "union": ("flux union", FLUX),
+        "xlabs": ("flux xlabs", FLUX | dict(conditioning_embedding_channels=16)),
+    },
+    "sd3": {
+        "plain": ("sd3", SD3 | dict(pos_embed_max_size=24)),
+        "normed": ("sd3.5", SD3 | dict(pos_embed_max_size=24)),
+        "stability": ("sd3.5 8b", SD3),
+    },
+}
+NARROW = {"flux": dict(num_attention_heads=3), "sd3": dict(num_attention_heads=3, caption_projection_dim=192)}
+# ersatzForge's FLUX has its full width: nets with the fewest blocks there are.
+WIDE = dict(attention_head_dim=128, num_attention_heads=24, axes_dims_rope=(16, 56, 56))
+ONE_DOUBLE, ONE_SINGLE = dict(num_layers=1), dict(num_layers=0, num_single_layers=1)
+WIDE_BLOCKS = dict(plain=ONE_SINGLE, double=ONE_DOUBLE, union=ONE_SINGLE, xlabs=ONE_DOUBLE)
+
+BAD = {  # file -> what is said of it
+    "truncated.safetensors": "it is truncated",
+    "numberless.safetensors": "values that are not numbers",
+    "lacking.safetensors": "it lacks controlnet_blocks.1.bias",
+    "alien.safetensors": "and the model is",
+    "narrow.safetensors": "it is for another size",
+    "pickled.pth": "only safetensors files are read",
+}
+
+
+def state_of(kind, changes, seed):
+    """A net's tensors as its makers save them."""
+    net = net_of(kind, seed, **changes)
+    for name, parameter in net.named_parameters():
+        if parameter.ndim == 2 and "hint" not in name:
+            parameter.mul_(8 * parameter.shape[1] ** -0.5)  # a wide layer's are smaller
+    state = {name: value.to(torch.bfloat16) for name, value in net.state_dict().items()}
+    if kind == "flux xlabs":
+        state = as_xlabs(state)
+    elif kind == "sd3.5 8b":
+        state = as_stability(state, 2.0)
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+
+
+def write_nets(folder, host, model):
+    """The control files of all tests; the bad ones are small in every host."""
+    for seed, (name, (kind, changes)) in enumerate(NETS[model].items()):
+        if (host, model) == ("ersatz", "flux"):
+            changes = changes | WIDE | WIDE_BLOCKS[name]
+        save_file(state_of(kind, changes, seed), folder / f"{name}.safetensors")
+    kind, changes = NETS[model]["plain"]
+    small = state_of(kind, changes, 9)
+    nan = {"controlnet_blocks.0.weight": torch.full_like(small["controlnet_blocks.0.weight"], torch.nan)}
+    save_file(small | nan, folder / "numberless.safetensors")
+    save_file({k: v for k, v in small.items() if k != "controlnet_blocks.1.bias"}, folder / "lacking.safetensors")
+    save_file(state_of(*NETS["sd3" if model == "flux" else "flux"]["plain"], 9), folder / "alien.safetensors")
+    save_file(state_of(kind, changes | NARROW[model], 9), folder / "narrow.safetensors")
+    torch.save(small, folder / "pickled.pth")
+    truncated = folder / "truncated.safetensors"
+    save_file(small, truncated)
+    os.truncate(truncated, truncated.stat().st_size // 2)
+    lora = {f"lora_unet_double_blocks_0_img_mlp_0.lora_{side}.weight": torch.ones(4, 4) for side in ("up", "down")}
+    save_file(lora, folder / "lora.safetensors")
+
+
+def as_text(picture):
+    """A picture as the API takes it."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def hint(height=BASE, width=BASE):
+    """A bright disc on a slope of colours."""
+    y, x = np.mgrid[:height, :width] / min(height, width) - 0.5
+    return np.uint8(255 * np.stack([np.hypot(x + 0.1, y) < 0.3, 0.5 + y / 2, x % 1], -1))
+
+
+def apart(a, b):
+    """Mean difference of two pictures."""
+    return np.abs(a.astype(float) - b).mean()
+
+
+@dataclass
+class Made:
+    """What came of an order: pictures, its parameters, and what was said in the console meanwhile."""
+
+    pictures: list
+    parameters: str
+    said: str
+
+    @property
+    def picture(self):
+        return self.pictures[0]
+
+    def differs(self, *others):
+        """True where this is a picture, and not the same as any of the others."""
+        assert self.picture.std() > 1, "no picture"
+        return all(apart(self.picture, other.picture) > VISIBLE for other in others)
+
+    def equals(self, other):
+        return np.array_equal(self.picture, other.picture)
+
+
+@dataclass
+class WebUI:
+    """A WebUI started for the tests."""
+
+    host: str
+    model: str
+    address: str
+    log: Path
+    models: dict
+
+    def ask(self, path, body=None):
+        """The answer to a request."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER) as answer:  # noqa: S310 (loopback)
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            pytest.fail(f"{path}: {error.code} {error.read().decode()[:1000]}")
+
+    def unit(self, net="plain", **changes):
+        """A unit of the panel as the API takes it."""
+        default = dict(module="None", image=as_text(hint()), resize_mode="Just Resize", pixel_perfect=False)
+        return default | dict(model=self.models[net]) | changes
+
+    def make(self, *units, resdit=None, path="txt2img", **changes):
+        """Order pictures."""
+        scripts = {"ControlNet": {"args": units}} if units else {}
+        if resdit is not None:
+            scripts["ResDiT High-Res"] = {"args": [resdit]}
+        before = self.log.stat().st_size
+        answer = self.ask(f"/sdapi/v1/{path}", ORDER | changes | dict(alwayson_scripts=scripts))
+        decoded = (Image.open(io.BytesIO(base64.b64decode(picture))) for picture in answer["images"])
+        return Made(
+            [np.asarray(picture.convert("RGB")) for picture in decoded],
+            json.loads(answer["info"])["infotexts"][0],
+            self.log.read_bytes()[before:].decode(errors="replace"),
+        )
+
+
+@contextlib.contextmanager
+def started(host, model, folder, python, data):
+    """A WebUI whose own folder is `data`, and whose model is the tiny one."""
+    for name in ("extensions", "checkpoints", "control"):
+        (data / name).mkdir()
+    (data / "extensions" / "resdit").symlink_to(REPOSITORY)
+    (data / "extensions" / "tiny_webui").symlink_to(HERE / "tiny_webui")
+    save_file({"nothing": torch.zeros(1)}, data / "checkpoints" / "tiny.safetensors")
+    write_nets(data / "control", host, model)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [python, "launch.py", "--port", str(port), "--api", *FLAGS, CPU_FLAG[host], "--data-dir", data]
+    command += ["--ckpt-dirs" if host == "neo" else "--ckpt-dir", data / "checkpoints"]
+    command += ["--controlnet-dir", data / "control"]
+    environment = os.environ | QUIET | {"RESDIT_TINY_HOST": host, "RESDIT_TINY_MODEL": model}
+    site = WebUI(host, model, f"http://127.0.0.1:{port}", data / "log.txt", {})
+    with (
+        site.log.open("wb") as log,
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log) as process,
+    ):
+        try:
+            for _ in range(START):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{site.address}/resdit/v1/version", timeout=5)  # noqa: S310 (loopback)
+                    break
+                assert process.poll() is None, f"{host} did not start:\n{site.log.read_text()[-3000:]}"
+                time.sleep(1)
+            names = site.ask("/controlnet/model_list")["model_list"]
+            site.models |= {name.split(" [")[0]: name for name in names}
+            yield site
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            process.kill()
+
+
+@pytest.fixture(scope="module", params=SITES, ids=" ".join)
+def ui(request, tmp_path_factory):
+    host, model = request.param
+    folder, python = (os.environ.get(f"{host.upper()}_{what}") for what in ("DIR", "UI_PYTHON"))
+    if not folder or not python:
+        pytest.skip(f"{host.upper()}_DIR or {host.upper()}_UI_PYTHON is not set")
+    with started(host, model, Path(folder), python, tmp_path_factory.mktemp(f"{host}_{model}")) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def plain(ui):
+    """The order without control."""
+    return ui.make()
+
+
+@pytest.fixture(scope="module")
+def controlled(ui):
+    """The order with one unit."""
+    return ui.make(ui.unit())
+
+
+def test_control_acts_and_leaves_nothing_behind(ui, plain, controlled):
+    assert controlled.differs(plain)
+    assert ui.make().equals(plain) and ui.make(ui.unit()).equals(controlled)
+    assert ui.make(ui.unit(weight=0)).equals(plain)
+    assert ui.make(ui.unit(weight=0.5)).differs(plain, controlled)
+    assert ui.make(ui.unit(enabled=False)).equals(plain)
+
+
+def test_every_kind_acts(ui, plain):
+    made = {name: ui.make(ui.unit(name)) for name in NETS[ui.model]}
+    assert all(it.differs(plain) for it in made.values()), {n: apart(m.picture, plain.picture) for n, m in made.items()}
+    assert not any("left out" in it.said for it in made.values())
+
+
+def test_a_union_net_is_told_what_its_hint_shows(ui):
+    if ui.model != "flux":
+        pytest.skip("a net for FLUX")
+    untold = ui.make(ui.unit("union"))
+    assert "union.safetensors serves several kinds of hints" in untold.said and "'canny'" in untold.said
+    tile = ui.make(ui.unit("union", module="tile_resample"))
+    assert "several kinds" not in tile.said and not tile.equals(untold)
+    if ui.host != "forge":  # whose units have no control type
+        depth = ui.make(ui.unit("union", type_filter="Depth"))
+        assert "several kinds" not in depth.said and not depth.equals(untold) and not depth.equals(tile)
+
+
+@pytest.mark.parametrize("resdit", [None, THRICE], ids=["base", "resdit"])
+def test_two_units_add_up(ui, resdit):
+    first, second = ui.unit(), ui.unit(list(NETS[ui.model])[1], image=as_text(hint()[::-1]))
+    same = ui.unit(image=second["image"])  # the first one's file
+    orders = ((), (first,), (second,), (first, second), (first, same))
+    none, one, other, both, twice = (ui.make(*units, resdit=resdit) for units in orders)
+    assert one.differs(none) and other.differs(none, one)
+    assert both.differs(none, one, other) and twice.differs(none, one, both)
+    for made in (none, one, other, both, twice):
+        assert made.picture.shape[0] == (BASE if resdit is None else 3 * BASE)
+        assert ("ResDiT" in made.parameters) == ("done: " in made.said) == (resdit is not None)
+
+
+def test_the_range_of_steps(ui, plain, controlled):
+    for start, end in ((0, 0), (0.5, 0.5), (1, 1)):
+        assert ui.make(ui.unit(guidance_start=start, guidance_end=end)).equals(plain), (start, end)
+    half, rest = ui.make(ui.unit(guidance_end=0.5)), ui.make(ui.unit(guidance_start=0.5))
+    assert half.differs(plain, controlled) and rest.differs(plain, controlled, half)
+
+
+@pytest.mark.parametrize("cfg_scale", [1, 4])
+def test_control_modes(ui, cfg_scale):
+    modes = ("Balanced", "My prompt is more important", "ControlNet is more important")
+    none = ui.make(cfg_scale=cfg_scale)
+    balanced, prompt, control = (ui.make(ui.unit(control_mode=mode), cfg_scale=cfg_scale) for mode in modes)
+    assert balanced.differs(none) and prompt.differs(none, balanced) and control.differs(none, balanced)
+    assert control.equals(prompt) if cfg_scale == 1 else control.differs(prompt)
+
+
+def test_masks(ui, plain, controlled):
+    mask = np.zeros((BASE, BASE, 3), np.uint8)
+    assert ui.make(ui.unit(mask_image=as_text(mask))).equals(controlled)  # the panel takes it for none
+    assert ui.make(ui.unit(mask_image=as_text(mask + 255))).equals(controlled)
+    mask[:, : BASE // 2] = 255
+    assert ui.make(ui.unit(mask_image=as_text(mask))).differs(plain, controlled)
+
+
+def test_a_hint_of_another_size_is_fitted(ui, plain):
+    image = as_text(hint(150, 250))
+    modes = ("Just Resize", "Crop and Resize", "Resize and Fill")
+    squeezed, cropped, filled = (ui.make(ui.unit(image=image, resize_mode=mode)) for mode in modes)
+    assert squeezed.differs(plain) and cropped.differs(plain, squeezed) and filled.differs(plain, squeezed, cropped)
+
+
+@pytest.mark.parametrize("resdit", [None, dict(size="WebUI", base_size=BASE)], ids=["base", "resdit"])
+def test_hires_passes(ui, resdit):
+    options = ("Both", "Low res only", "High res only")
+    none = ui.make(resdit=resdit, **HIRES)
+    both, low, high = (ui.make(ui.unit(hr_option=option), resdit=resdit, **HIRES) for option in options)
+    assert none.picture.shape[0] == 2 * BASE and ("done: " in none.said) == (resdit is not None)
+    assert low.differs(none) and high.differs(none, low) and both.differs(none, low, high)
+
+
+def test_img2img_gives_a_unit_without_image_its_own(ui):
+    given = as_text(hint()[:, ::-1])
+    order = dict(path="img2img", init_images=[given], denoising_strength=0.7)
+    none, own, other = ui.make(**order), ui.make(ui.unit(image=None), **order), ui.make(ui.unit(), **order)
+    assert own.differs(none) and other.differs(none, own)
+    assert own.equals(ui.make(ui.unit(image=given), **order))
+
+
+@pytest.mark.parametrize("several", ["batch_size", "n_iter"])
+def test_several_pictures(ui, controlled, several):
+    none, made = ui.make(**{several: 2}), ui.make(ui.unit(), **{several: 2})
+    second = ui.make(ui.unit(), seed=ORDER["seed"] + 1)
+    assert made.differs(none) and apart(made.pictures[1], none.pictures[1]) > VISIBLE
+    assert apart(made.picture, controlled.picture) < 0.01 and apart(made.pictures[1], second.picture) < 0.01
+
+
+@pytest.mark.parametrize("file", BAD)
+def test_a_bad_file_is_left_out(ui, plain, file):
+    made = ui.make(ui.unit(Path(file).stem))
+    assert made.equals(plain)
+    assert f"ControlNet {file} is left out: " in made.said and BAD[file] in made.said
+    assert "sd_forge_controlnet" not in made.said  # no traceback of the panel's
+
+
+def test_a_good_unit_acts_beside_a_bad_one(ui, controlled):
+    assert ui.make(ui.unit("truncated"), ui.unit()).equals(controlled)
+    assert ui.make(ui.unit(), ui.unit("lacking")).equals(controlled)
+
+
+def test_a_file_that_is_no_control_net_is_named(ui, plain, controlled):
+    made = ui.make(ui.unit("lora"))
+    assert made.equals(plain) and "the first ControlNet unit (lora.safetensors) is left out" in made.said
+    beside = ui.make(ui.unit(), ui.unit("lora"))
+    assert beside.equals(controlled) and "the second ControlNet unit (lora.safetensors) is left out" in beside.said
+
+
+def test_a_unit_without_image_is_left_out(ui, plain, controlled):
+    made = ui.make(ui.unit(image=None))
+    assert made.equals(plain) and "the first ControlNet unit is left out: it has no image" in made.said
+    assert ui.make(ui.unit(image=None), ui.unit()).equals(controlled)
+
+
+def test_pixel_perfect_keeps_to_the_base_size(ui):
+    made = ui.make(ui.unit(pixel_perfect=True), resdit=THRICE)
+    assert f"its preprocessor works at {BASE} pixels" in made.said
+    assert made.differs(ui.make(resdit=THRICE))
+
+
+def test_pixel_perfect_unless_said_otherwise(ui):
+    if ui.host != "ersatz":
+        pytest.skip("only ersatzForge's units are")
+    unit = ui.unit()
+    del unit["pixel_perfect"]
+    assert f"its preprocessor works at {BASE} pixels" in ui.make(unit, resdit=THRICE).said
