@@ -88,6 +88,7 @@ def test_hosts_without_flux_are_told_apart(tmp_path):
     assert host_name(host) == "A1111" and not report.usable and "this A1111 has no SD3" in str(report)
     write(host, {"modules/models/sd3/mmdit.py": MMDIT, "modules/models/sd3/sd3_model.py": SD3_MODEL})
     assert examine(host).usable and "models: SD3-medium\n" in str(examine(host))
+    assert "ControlNet: none for SD3" in str(examine(host))
     write(host, {"modules/models/sd3/sd3_model.py": ""})
     assert "NO  modules/models/sd3/sd3_model.py: SD3Inferencer.create_denoiser" in str(examine(host))
     with pytest.raises(ResDiTError, match="is no WebUI"):
@@ -97,3 +98,11 @@ def test_hosts_without_flux_are_told_apart(tmp_path):
 def test_the_running_environment():
     report = examine(None)
     assert report.usable and "ok  torch" in str(report) and "ok  diffusers: transformer_flux" in str(report)
+
+
+def test_whether_the_panel_takes_our_control_nets(tmp_path):
+    host = checkout(tmp_path, FLUX["Forge Neo"])
+    assert "ControlNet for these models in the WebUI's panel: no" in str(examine(host))
+    (host / "extensions-builtin" / "sd_forge_controlnet").mkdir(parents=True)
+    write(host, {"modules_forge/shared.py": "def add_supported_control_model(control_model):\n    pass\n"})
+    assert "ControlNet for these models in the WebUI's panel: yes" in str(examine(host))
