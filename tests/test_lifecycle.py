@@ -215,3 +215,14 @@ def test_done_counts_every_pass(model, caplog):
     with caplog.at_level(logging.INFO, logger="ResDiT"):
         generate(p, SMALL, passes=2)
     assert "done: 2 fused" in caplog.text
+
+
+def test_tiles_of_the_base_size_are_reported(model):
+    p = FakeProcessing(model)
+
+    def tiles(apply_model, args):  # as MultiDiffusion, which is set before
+        return torch.cat([apply_model(tile, args["timestep"], **args["c"]) for tile in args["input"].split(32, 3)], 3)
+
+    p.sd_model.forge_objects.unet.set_model_unet_function_wrapper(tiles)
+    _, processed = generate(p, {**SMALL, "width": 512, "height": 256, "size": "Custom"})
+    assert "tiles no larger than the base size" in processed.comments

@@ -231,7 +231,7 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
 
 
 def postprocess(p: object, processed: object) -> None:
-    """Leave nothing, and report a pass whose wrapper was never called: another extension has taken its place."""
+    """Leave nothing, and report a pass in which the method never ran: another extension is in its way."""
     leave_no_trace(p)
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None or not generation.runs:
@@ -243,6 +243,9 @@ def postprocess(p: object, processed: object) -> None:
             "done: %s", ", ".join(f"{calls[name]} {name}" for name in ("global", "fused", "local") if calls[name])
         )
         return
-    message = "ResDiT did not run: another extension replaced the model function after it was attached"
+    if calls["base"]:
+        message = "ResDiT did nothing: another extension called the model on tiles no larger than the base size"
+    else:
+        message = "ResDiT did not run: another extension replaced the model function after it was attached"
     logger.error(message)
     processed.comments += f"{message}\n"
