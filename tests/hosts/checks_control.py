@@ -242,3 +242,34 @@ def control_with_the_method_in_flux(bench: Bench) -> str:
 @check
 def control_with_the_method_in_sd3(bench: Bench) -> str:
     return check_with_the_method(bench, "sd3")
+
+
+@check
+def control_in_bfloat16(bench: Bench) -> str:
+    """A model that computes in bfloat16 has its nets do so, whatever their file's type, as diffusers' own layers do."""
+    found = []
+    for family, kind in (("flux", "flux fitting"), ("sd3", "sd3 fitting")):
+        tensors = handed_nets(bench)[kind]
+        checkpoint = recognise(below(tensors, "weights"), Path("net.safetensors"))
+        given, side = below(tensors, "in"), tensors["in/latent"].shape[-1] // 2
+        half = {name: value.bfloat16() for name, value in given.items() if name not in ("sigma", "embedded")}
+        call = Call(**half, sigma=given["sigma"], grid=Grid(side, side), shows="depth")
+        host = build(checkpoint, torch.bfloat16, forge_control.host_operations(torch.bfloat16))
+        module = family_module(checkpoint.family)
+        with torch.inference_mode():
+            mine, theirs = (module.residuals(net, call).both for net in (host, build(checkpoint, torch.bfloat16)))
+        found += [kit.error(a, b) for a, b in zip(mine, theirs, strict=True)]
+        try:
+            _, nets = base_and_nets(bench, family)
+        except Skipped:
+            continue
+        model = kit.build_flux(bench.host) if family == "flux" else kit.build_sd3(bench.host)
+        predictor = None if family == "flux" else kit.discrete_flow()
+        unet, x = kit.build_unet(bench.host, model, torch.bfloat16, predictor), kit.latent(*TRIPLE)
+        p = Generation(unet, CONFIG)
+        p.add(nets[0], x)
+        same(p.unet.controlnet_linked_list.patcher.model.compute, torch.bfloat16, f"{family}: type")
+        with_control, without = (kit.velocity(attach(each, Run(CONFIG)), x, SIGMA) for each in (p.unet, unet))
+        assert bool(with_control.isfinite().all()), f"{family}: not finite"
+        big(kit.error(with_control, without), 1e-2, f"{family}: effect")
+    return small(max(found), 1e-2, "error")
