@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from resdit_ext import BALANCED, FAST, PAPER, ResDiTConfig
 from resdit_ext.control.call import Residuals
@@ -42,15 +42,20 @@ SETTINGS = {
 }
 
 
-def model(device: str, blocks: tuple[int, int] = (19, 38)) -> FluxTransformer2DModel:
-    """FLUX.1-dev's transformer in bfloat16 with random weights, made on the device."""
+def made(cls: Callable[..., nn.Module], device: str, double: int, single: int) -> nn.Module:
+    """A model of FLUX.1-dev's width with so many blocks, in bfloat16 with random weights, made on the device."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            return FluxTransformer2DModel(**FLUX_DEV | dict(num_layers=blocks[0], num_single_layers=blocks[1])).eval()
+            return cls(**FLUX_DEV | dict(num_layers=double, num_single_layers=single)).eval()
     finally:
         torch.set_default_dtype(before)
+
+
+def model(device: str, blocks: tuple[int, int] = (19, 38)) -> FluxTransformer2DModel:
+    """FLUX.1-dev's transformer."""
+    return made(FluxTransformer2DModel, device, *blocks)
 
 
 def inputs(pixels: int, device: str) -> dict[str, Tensor]:
@@ -72,10 +77,7 @@ def inputs(pixels: int, device: str) -> dict[str, Tensor]:
 
 def control_calls(pixels: int) -> dict[str, Callable[[], object]]:
     """One call of a control net of Union Pro 2.0's shape for pixels x pixels: as it is, with patches, without them."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    net = FluxControlNetModel(**FLUX_DEV | dict(num_layers=6, num_single_layers=0)).eval()
-    torch.set_default_dtype(before)
+    net = made(FluxControlNetModel, "cpu", 6, 0)
     side = pixels // PIXELS_PER_TOKEN
     layout = make_layout(Grid(side, side), BALANCED)
     whole, part = inputs(pixels, "cpu"), inputs(layout.base.width * PIXELS_PER_TOKEN, "cpu")

@@ -61,6 +61,14 @@ def scales_of(args: argparse.Namespace) -> list[float]:
     return scales
 
 
+def report(cells: dict, text: str, path: Path | None) -> int:
+    """Print an evaluation's table and write its figures where they are wanted."""
+    print(text)
+    if path:
+        path.write_text(json.dumps(cells, indent=2), encoding="utf8")
+    return 0
+
+
 def run_evaluate_control(args: argparse.Namespace) -> int:
     from .lab.control import load_control
     from .lab.evaluate import summary, table
@@ -69,10 +77,7 @@ def run_evaluate_control(args: argparse.Namespace) -> int:
     name = f"{args.model}-depth"
     results = args.results or Path(f"out/evaluate_{name}.jsonl")
     cells = summary(evaluate_control(load_control(name, args.weights), scales_of(args), results, args.seeds))
-    print(table(cells, SHOWN))
-    if args.json:
-        args.json.write_text(json.dumps(cells, indent=2), encoding="utf8")
-    return 0
+    return report(cells, table(cells, SHOWN), args.json)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -94,10 +99,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     results = args.results or Path(f"out/evaluate_{args.model}.jsonl")
     measured = evaluate(model, scales, results, args.seeds, chosen, aspects)
     cells = summary(measured)
-    print(table(cells))
-    if args.json:
-        args.json.write_text(json.dumps(cells, indent=2), encoding="utf8")
-    return 0
+    return report(cells, table(cells), args.json)
 
 
 def run_train(args: argparse.Namespace) -> int:

@@ -202,6 +202,22 @@ def sd3_pipeline(nets, changes):
 
 
 @torch.inference_mode()
+def theirs_sd3(pipe, latent, control_image, **arguments):
+    return pipe(
+        prompt_embeds=noisy(1, TEXT, 32, seed=4),
+        pooled_prompt_embeds=noisy(1, 16, seed=5),
+        latents=latent.clone(),
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=STEPS,
+        guidance_scale=1.0,
+        control_image=control_image,
+        output_type="latent",
+        **arguments,
+    ).images
+
+
+@torch.inference_mode()
 def ours_sd3(pipe, monkeypatch, states, hint, latent, strength, **attributes):
     network = Network(JOINT)
     network.x_embedder = lambda x: pipe.transformer.pos_embed.proj(x).flatten(2).transpose(1, 2)
@@ -241,19 +257,8 @@ def test_sd3(kind, units, monkeypatch):
     nets = [net_of(kind, seed=seed) for seed in range(units)]
     latent, hint, stability = noisy(1, 4, SIDE // 8, SIDE // 8, seed=7), hint_image(), kind == "sd3.5 8b"
     pipe = sd3_pipeline(nets, changes)
-    with torch.inference_mode():
-        expected = pipe(
-            prompt_embeds=noisy(1, TEXT, 32, seed=4),
-            pooled_prompt_embeds=noisy(1, 16, seed=5),
-            latents=latent.clone(),
-            height=SIDE,
-            width=SIDE,
-            num_inference_steps=STEPS,
-            guidance_scale=1.0,
-            control_image=hint if units == 1 else [hint] * units,
-            controlnet_conditioning_scale=0.8 if units == 1 else [0.8] * units,
-            output_type="latent",
-        ).images
+    images, scale = (hint, 0.8) if units == 1 else ([hint] * units, [0.8] * units)
+    expected = theirs_sd3(pipe, latent, images, controlnet_conditioning_scale=scale)
     states = [
         # the pipeline has given Stability's nets the model's own embedding, which their files do not have
         {name: value for name, value in net.state_dict().items() if not (stability and name.startswith("pos_embed."))}
@@ -271,18 +276,7 @@ def test_stabilitys_canny_and_depth_see_their_own_tones(number, prepared, monkey
     net, latent, hint = net_of("sd3.5 8b"), noisy(1, 4, SIDE // 8, SIDE // 8, seed=7), hint_image()
     state = as_stability(net.state_dict(), number)
     pipe = sd3_pipeline([net], {})
-    with torch.inference_mode():
-        expected = pipe(
-            prompt_embeds=noisy(1, TEXT, 32, seed=4),
-            pooled_prompt_embeds=noisy(1, 16, seed=5),
-            latents=latent.clone(),
-            height=SIDE,
-            width=SIDE,
-            num_inference_steps=STEPS,
-            guidance_scale=1.0,
-            control_image=prepared(as_panel(hint)),
-            output_type="latent",
-        ).images
+    expected = theirs_sd3(pipe, latent, prepared(as_panel(hint)))
     got = ours_sd3(pipe, monkeypatch, [state], hint, latent, 1.0)
     assert float((got - expected).abs().max()) < 10 * TOLERANCE
     assert set(STABILITY) <= set(net.config)

@@ -48,8 +48,7 @@ def resample(tokens: Tensor, before: Grid, after: Grid) -> Tensor:
 def along_depth(weights: Sequence[float], block: int, blocks: int) -> float:
     """The panel's weights, which are for a UNet's twelve levels, read along the depth of a transformer."""
     place = block / max(1, blocks - 1) * (len(weights) - 1)
-    low = min(int(place), len(weights) - 2) if len(weights) > 1 else 0
-    high = min(low + 1, len(weights) - 1)
+    low, high = int(place), min(int(place) + 1, len(weights) - 1)
     return weights[low] + (weights[high] - weights[low]) * (place - low)
 
 

@@ -6,7 +6,7 @@ only a picture made under control has it there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,20 +35,20 @@ def hint_of(scene: Scene, grid: Grid) -> Tensor:
 
 
 class MicroControl(nn.Module):
-    """A control net beside a trained micro model: `forward(tokens, sigma, words, height, hint)` -> velocity."""
+    """A control net beside a trained micro model: `forward(tokens, sigma, words, height, hint)` -> velocity.
+
+    `residuals`, with the same arguments, is what the net adds after the model's blocks.
+    """
 
     name: str
     training_steps = 1200
     training_rate = 1e-3
+    residuals: Callable[..., Sequence[Tensor]]
 
     def __init__(self, base: MicroModel, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         self.__dict__["base"] = base.eval().requires_grad_(False)  # not a submodule: neither trained nor saved
-
-    def residuals(self, tokens: Tensor, sigma: Tensor, words: Tensor, height: int, hint: Tensor) -> Sequence[Tensor]:
-        """What the net adds after the model's blocks."""
-        raise NotImplementedError
 
     def forward(self, tokens: Tensor, sigma: Tensor, words: Tensor, height: int, hint: Tensor) -> Tensor:
         return self.base(tokens, sigma, words, height, self.residuals(tokens, sigma, words, height, hint))

@@ -51,14 +51,9 @@ def rows_for(control: MicroControl, grid: Grid) -> Sequence[str]:
     """The table's rows for a size: at the base size there is nothing to treat, and SD3's nets have no fast mode."""
     if grid.tokens <= BASE_TOKENS:
         return NO_CONTROL, CONTROLLED
-    reaches = control.base.reaches(grid)
-    fast = control.name.startswith("flux")
-    return [
-        NO_CONTROL,
-        *([PLAIN, UNTREATED] if reaches else []),
-        *([FAST_PRESET] if fast else []),
-        CONTROLLED,
-    ]
+    plain = (PLAIN, UNTREATED) if control.base.reaches(grid) else ()
+    fast = (FAST_PRESET,) if control.name.startswith("flux") else ()
+    return NO_CONTROL, *plain, *fast, CONTROLLED
 
 
 def control_sheet(out: Path, scale: int = 3, seed: int = FIRST_SEED) -> None:
