@@ -27,7 +27,16 @@ def stored(step=1 / 3, dtype=torch.float32, side=SIDE):
 
 
 @pytest.mark.parametrize("step", [1 / 3, 1.0])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float16, 1e-3), (torch.bfloat16, 5e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float32, 2e-6),
+        (torch.float16, 1e-3),
+        (torch.bfloat16, 5e-3),
+        (torch.float8_e4m3fn, 0.03),
+        (torch.float8_e5m2, 0.03),
+    ],
+)
 def test_a_sine_table_is_read_between_and_beyond_its_entries(step, dtype, tolerance):
     table = PositionTable(stored(step, dtype))
     rows, cols = np.array([-2.5, 0, 7 / 3, 23.9]), np.array([1.0, 11.5, 30.0])
@@ -37,7 +46,7 @@ def test_a_sine_table_is_read_between_and_beyond_its_entries(step, dtype, tolera
     assert np.abs(got.numpy() - expected).max() < tolerance
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e4m3fn])
 def test_any_other_table_is_interpolated_linearly(dtype):
     values = torch.randn(SIDE, SIDE, CHANNELS, generator=torch.Generator().manual_seed(0)).to(dtype)
     table = PositionTable(values)
@@ -48,6 +57,15 @@ def test_any_other_table_is_interpolated_linearly(dtype):
     corners = values.double()[3:5, 5:7]
     assert torch.allclose(between.double(), 0.75 * corners[0].mean(0) + 0.25 * corners[1].mean(0), atol=1e-6)
     assert torch.allclose(table.at(torch.tensor([-4.0]), torch.tensor([99.0]))[0, 0], values[0, -1].float())
+
+
+def test_no_table_is_copied_as_a_whole_to_be_read(monkeypatch):
+    table, seen = PositionTable(torch.randn(SIDE, SIDE, CHANNELS, dtype=torch.float16)), []
+    for name in ("cpu", "double", "float", "to"):
+        own = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda x, *a, own=own: seen.append(x.numel()) or own(x, *a))
+    table.patch((3, 4), make_layout(Grid(12, 12), ResDiTConfig(base_tokens=16)), 0.5)
+    assert max(seen) == 16 * CHANNELS
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
