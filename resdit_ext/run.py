@@ -12,7 +12,7 @@ from .geometry import Grid, Layout, make_layout
 from .schedule import Phase, Schedule, make_schedule, shifted_sigmas, usable_sigmas
 
 logger = logging.getLogger("ResDiT")
-KEPT = 4
+KEPT = 8  # plans: for two lengths of text (guidance) on the four sizes that a picture's tiles can have
 Made = TypeVar("Made")
 ROUNDING = 0.25  # of a step, by which the host may have rounded a noise level up
 
@@ -89,13 +89,12 @@ class Run:
         return phase
 
     def cached(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` returned when the key was first used; the oldest of four is dropped."""
-        if key not in self._made:
-            made = make()  # may itself ask for something cached
-            if len(self._made) >= KEPT:
-                self._made.pop(next(iter(self._made)))
-            self._made[key] = made
-        return self._made[key]
+        """What `make` returned for the key; of more than KEPT the one that was not used for the longest is dropped."""
+        made = self._made.pop(key) if key in self._made else make()  # which may itself ask for something cached
+        self._made[key] = made
+        if len(self._made) > KEPT:
+            self._made.pop(next(iter(self._made)))
+        return made
 
     def release(self) -> None:
         """Drop what was made; asked for again it is made again."""
