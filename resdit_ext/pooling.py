@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Grid
-from .spectral import along_axes
+from .spectral import along_axes, own_precision
 
 POOL = 2  # tokens a side of a block
 
@@ -65,8 +65,9 @@ class Pooling:
         """Give `image` (B, H, W, C), in place, the low band of a picture whose block means (B, coarse, C) are known."""
         (B, H, W, C), (rows, cols) = image.shape, self._up
         missing = means.view(B, self.coarse.height, -1, C).to(image.dtype) - self.means(image)
-        down = torch.matmul(rows, missing.flatten(2))
-        image.view(B * H, W, C).baddbmm_(cols.expand(B * H, -1, -1), down.view(B * H, -1, C))
+        with own_precision(image):
+            down = torch.matmul(rows, missing.flatten(2))
+            image.view(B * H, W, C).baddbmm_(cols.expand(B * H, -1, -1), down.view(B * H, -1, C))
 
     def positions(self, positions: Tensor) -> Tensor:
         """Positions (H*W, 2) -> the blocks' mean positions (coarse, 2), on the CPU."""

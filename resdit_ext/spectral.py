@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+
+AUTOCAST = ("cpu", "cuda", "xpu")  # in every version of torch that is supported
 
 
 def lowpass_matrix(n: int, cutoff: float) -> Tensor:
@@ -19,12 +23,18 @@ def lowpass_matrix(n: int, cutoff: float) -> Tensor:
     return row[(index[:, None] - index) % n]
 
 
+def own_precision(x: Tensor) -> AbstractContextManager:
+    """A context whose matrix products have their tensors' type, where autocast would take one of fewer bits."""
+    return torch.autocast(x.device.type, enabled=False) if x.device.type in AUTOCAST else nullcontext()
+
+
 def along_axes(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """rows X cols^T of maps x (..., h, w, C) by matrices rows (h', h) and cols (w', w): (..., h', w', C)."""
     *batch, h, w, channels = x.shape
     # Down first: a map inside a longer sequence is then read where it lies.
-    down = torch.matmul(rows, x.reshape(-1, h, w * channels))
-    across = torch.matmul(cols, down.view(-1, w, channels))
+    with own_precision(x):
+        down = torch.matmul(rows, x.reshape(-1, h, w * channels))
+        across = torch.matmul(cols, down.view(-1, w, channels))
     return across.view(*batch, len(rows), len(cols), channels)
 
 
@@ -34,6 +44,7 @@ def fuse(global_patch: Tensor, local_patch: Tensor, rows: Tensor, cols: Tensor) 
     LP(X) = D_h X D_w^T with the low-pass matrices rows (h, h) and cols (w, w), on patches (..., h, w, C).
     """
     h, w, channels = local_patch.shape[-3:]
-    across = torch.matmul(cols, (global_patch - local_patch).reshape(-1, w, channels)).view(-1, h, w * channels)
     local = local_patch.reshape(-1, h, w * channels)
-    return torch.baddbmm(local, rows.expand(len(local), -1, -1), across).view(local_patch.shape)
+    with own_precision(local):
+        across = torch.matmul(cols, (global_patch - local_patch).reshape(-1, w, channels)).view(-1, h, w * channels)
+        return torch.baddbmm(local, rows.expand(len(local), -1, -1), across).view(local_patch.shape)

@@ -60,3 +60,13 @@ def test_fast_needs_fusion_by_frequency():
         ResDiTConfig(speed="fast", fusion="mean")
     with pytest.raises(ResDiTError, match="speed is 'faster'"):
         ResDiTConfig(speed="faster")
+
+
+def test_autocast_takes_no_bits_away():
+    pooling, image, means = Pooling(Grid(8, 8), 2, 0.1), torch.randn(1, 8, 8, 3), torch.randn(1, 16, 3)
+    expected = image.clone()
+    pooling.move_low_band(expected, means)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooling.move_low_band(image, means)
+        assert pooling.means(image).dtype == torch.float32
+    assert torch.equal(image, expected)
