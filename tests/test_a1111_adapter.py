@@ -53,6 +53,24 @@ def test_beyond_the_table_and_at_the_base_size(model):
     assert torch.equal(call(denoiser, small, 0.6), call(FakeDenoiser(model), small, 0.6))
 
 
+@pytest.mark.parametrize(("sigma", "factor"), [(0.9, 2.0), (0.2, 1.0)])
+def test_the_attention_scale_is_on_the_queries_of_the_global_branch_alone(model, sigma, factor):
+    """What it makes is what the queries' layers make whose weights carry the factor."""
+    x = latent(32, 32)
+
+    def made(model, scale):
+        denoiser, config = FakeDenoiser(model), ResDiTConfig(base_tokens=64, fused_until=0.57, attention_scale=scale)
+        attach(denoiser, identify(model), Run(config, SIGMAS))
+        return call(denoiser, x, sigma)
+
+    scaled = made(model, 2.0)
+    for block in model.joint_blocks:
+        for side in (block.context_block, block.x_block):
+            for part in (side.attn.qkv.weight, side.attn.qkv.bias):
+                part.data[:WIDTH] *= factor
+    assert torch.allclose(scaled, made(model, "off"), atol=1e-5)
+
+
 def test_an_odd_side_is_left_to_the_host(model):
     denoiser, run = FakeDenoiser(model), Run(CONFIG, SIGMAS)
     attach(denoiser, identify(model), run)

@@ -12,6 +12,8 @@ from torch._dynamo.testing import CompileCounter
 from resdit_ext import ResDiTConfig, Unsupported
 from resdit_ext.families import flux as family_module
 from resdit_ext.families import identify
+from resdit_ext.families.flux import why_not
+from resdit_ext.geometry import Grid
 from resdit_ext.hosts.forge import attach
 from resdit_ext.run import Run
 from tests import fakes, reference
@@ -172,8 +174,22 @@ def test_reference_tokens_and_masks_are_made_as_if_off(unet, monkeypatch):
     forward = fakes.FakeFlux.forward
     monkeypatch.setattr(fakes.FakeFlux, "forward", lambda self, x, c: forward(self, torch.cat((x, x), -1), c)[..., :24])
     assert torch.equal(patched.sample(x, 0.6), unet.sample(x, 0.6))
-    assert said == ["not active: 144 tokens of a reference image (Kontext) are not supported"]
+    assert len(said) == 1 and "144 more tokens than text and picture; reference images (Kontext) are not" in said[0]
     assert run.calls["blocks"] == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask", "reason"),
+    [
+        (3 + 16, None, None),
+        (3 + 17, None, "1 more tokens than text and picture"),
+        (3 + 15, None, "18 tokens of the 19 of text and picture; another extension takes some out"),
+        (3 + 16, torch.ones(1), "masks are not supported"),
+    ],
+)
+def test_why_the_method_cannot_take_an_attentions_place(tokens, mask, reason):
+    found = why_not(tokens, 3, Grid(4, 4), mask)
+    assert found is None if reason is None else reason in found
 
 
 def test_the_memory_estimate_grows_with_the_picture_and_follows_the_last_run(unet):

@@ -34,13 +34,31 @@ def flux_turns(text: int, positions: Tensor, axes_dim: tuple[int, ...], theta: f
 def refusal(model: object) -> str | None:
     """Why a FLUX-like model is not FLUX.1, or None."""
     if hasattr(model, "distilled_guidance_layer"):
-        return "Chroma is not supported yet: its blocks have their own attention and masks"
+        return "Chroma is not supported yet"
     axes = len(getattr(getattr(model, "pe_embedder", None), "axes_dim", ()))
     if axes != 3:
         return f"Flux.2 and its kin are not supported yet: {axes} position axes where FLUX.1 has 3"
     if getattr(model, "txt_ids_dims", None):
         return "a FLUX whose text has positions of its own is not supported yet"
     return None
+
+
+def why_not(tokens: int, text: int, grid: Grid, mask: object) -> str | None:
+    """Why the method cannot take an attention's place, or None.
+
+    Args:
+        tokens: that attention is given.
+        text: tokens of the text.
+        grid: of the picture.
+        mask: that attention is given, or None.
+    """
+    whole = text + grid.tokens
+    if tokens > whole:
+        more = tokens - whole
+        return f"attention has {more} more tokens than text and picture; reference images (Kontext) are not supported"
+    if tokens < whole:
+        return f"attention has {tokens} tokens of the {whole} of text and picture; another extension takes some out"
+    return None if mask is None else "attention masks are not supported"
 
 
 class Flux:
@@ -104,12 +122,8 @@ class Flux:
             return flux_turns(text, positions, self.axes_dim, self.theta)
 
         def method(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, **kwargs: object) -> Tensor:
-            extra = q.shape[2] - text - layout.grid.tokens
-            if extra or kwargs.get("mask") is not None:
-                run.say(
-                    f"not active: {f'{extra} tokens of a reference image (Kontext)' if extra else 'attention masks'} "
-                    "are not supported"
-                )
+            if reason := why_not(q.shape[2], text, layout.grid, kwargs.get("mask")):
+                run.say(f"not active: {reason}")
                 return original(q, k, v, pe, **kwargs)
 
             def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
