@@ -1,7 +1,10 @@
-"""Scoped changes: the only way this package touches anything it does not own."""
+"""Changes of what this package does not own: of one object where that is enough, of a module where it must be."""
 
 from __future__ import annotations
 
+import functools
+import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -10,28 +13,129 @@ import torch
 from torch import Tensor, nn
 
 _ABSENT = object()
-_redirection: ContextVar[Callable] = ContextVar("resdit_redirection")
+AROUND = "_resdit_around"
 
 
-@torch.compiler.disable
-def redirection(*args: object, **kwargs: object) -> object:
-    """Call what the innermost `redirected` was given.
+@functools.cache
+def _class_with(cls: type, names: tuple[str, ...]) -> type:
+    """The subclass of `cls` whose methods of these names go through functions kept on the instance.
+
+    It has the class's own name, which diffusers writes into files and compares, and is made once: a compiled model
+    that finds a known class again is not compiled anew.
+    """
+
+    def method(name: str) -> Callable:
+        original = getattr(cls, name)
+
+        @functools.wraps(original)  # with its signature, which diffusers reads
+        @functools.partial(torch.compiler.disable, recursive=False)
+        def through(self: object, *args: object, **kwargs: object) -> object:
+            around = vars(self).get(AROUND, {}).get(name)  # none where somebody kept the bound method beyond `let_go`
+            call = functools.partial(original, self)
+            return call(*args, **kwargs) if around is None else around(call, *args, **kwargs)
+
+        return through
+
+    same = {key: getattr(cls, key) for key in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls,), same | {name: method(name) for name in names})
+
+
+def intercept(instance: object, name: str, around: Callable) -> None:
+    """Have calls of one object's method go to `around(original, *args, **kwargs)` until `let_go`.
+
+    `name` may be `__call__`. The object's class is changed, and nothing else of it: whatever others do to its
+    `forward` meanwhile (offloading hooks, compiling it) stays as it is.
+    """
+    before = vars(instance).get(AROUND, {})
+    original = type(instance).__bases__[0] if before else type(instance)
+    arounds = before | {name: around}
+    cls = _class_with(original, tuple(sorted(arounds)))
+    vars(instance)[AROUND] = arounds
+    object.__setattr__(instance, "__class__", cls)
+
+
+def let_go(instance: object) -> None:
+    """Give an object its own class back; does nothing where none of its methods is intercepted."""
+    if AROUND in vars(instance):
+        object.__setattr__(instance, "__class__", type(instance).__bases__[0])
+        del vars(instance)[AROUND]
+
+
+@contextmanager
+def intercepted(arounds: Iterable[tuple[object, str, Callable]]) -> Iterator[None]:
+    """`intercept` each (object, name, around) for the duration of the block; an object may be named once."""
+    with ExitStack() as stack:
+        for instance, name, around in arounds:
+            stack.callback(let_go, instance)
+            intercept(instance, name, around)
+        yield
+
+
+def rebound(function: Callable, **names: object) -> Callable:
+    """A copy of a Python function that finds these objects under global names instead of its module's."""
+    copy = types.FunctionType(
+        function.__code__,
+        function.__globals__ | names,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+class _Crossroads:
+    """A module's function while calls of it are redirected: each thread's, and each task's, go where it said.
 
     One function object for every model call: a compiled model (torch.compile) breaks its graph here, and finding the
     same object again it is not compiled anew.
     """
-    return _redirection.get()(*args, **kwargs)
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.owner, self.name, self.users = owner, name, 0
+        self.lock = threading.Lock()
+        self.target: ContextVar[Callable | None] = ContextVar(f"resdit {name}", default=None)
+
+        @torch.compiler.disable
+        def through(*args: object, **kwargs: object) -> object:
+            return (self.target.get() or self.original)(*args, **kwargs)
+
+        self.through = through
+
+    def open(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.original = getattr(self.owner, self.name)
+                setattr(self.owner, self.name, self.through)
+            self.users += 1
+
+    def close(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                setattr(self.owner, self.name, self.original)
+
+
+_crossroads: dict[tuple[int, str], _Crossroads] = {}
+_making = threading.Lock()
 
 
 @contextmanager
-def redirected(owner: object, name: str, to: Callable) -> Iterator[None]:
-    """Have calls of a module's function go to another for the duration of the block, compiled callers' too."""
-    token = _redirection.set(to)
+def redirected(owner: types.ModuleType, name: str, to: Callable) -> Iterator[None]:
+    """Have this thread's calls of a module's function go to another for the duration of the block.
+
+    Calls that other threads make meanwhile, of models without ResDiT, go to the function itself. The last to leave
+    puts it back.
+    """
+    with _making:
+        crossroads = _crossroads.setdefault((id(owner), name), _Crossroads(owner, name))
+    crossroads.open()
+    token = crossroads.target.set(to)
     try:
-        with swapped(owner, **{name: redirection}):
-            yield
+        yield
     finally:
-        _redirection.reset(token)
+        crossroads.target.reset(token)
+        crossroads.close()
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def test_above_it_the_method_runs_and_leaves_nothing_behind(model, sigma):
     assert not torch.allclose(run(model, 12, 12, sigma), plain, atol=1e-3)
     assert (transformer_flux.apply_rotary_emb, transformer_flux.dispatch_attention_fn) == functions
     remove_resdit(model)
-    assert "forward" not in vars(model) and not hasattr(model, "_resdit")
+    assert type(model) is FluxTransformer2DModel and "_resdit_around" not in vars(model)
     assert torch.equal(run(model, 12, 12, sigma), plain)
 
 
@@ -163,12 +163,13 @@ def test_applying_again_replaces_and_removing_twice_is_harmless(model):
     assert torch.equal(run(model, 9, 9), plain)
 
 
-def test_a_forward_wrapped_since_is_not_overwritten(model):
-    apply_resdit(model, BASE)
-    wrapped = model.forward
-    model.forward = lambda *args, **kwargs: wrapped(*args, **kwargs)
-    with pytest.raises(ResDiTError, match="wrapped again after apply_resdit"):
-        remove_resdit(model)
+def test_a_forward_wrapped_since_stays_and_the_method_with_it(model):
+    expected = run(model, 9, 9), run(ready := apply_resdit(model, BASE) and model, 9, 9)
+    forward, seen = ready.forward, []
+    model.forward = lambda *args, **kwargs: seen.append(1) or forward(*args, **kwargs)
+    assert torch.equal(run(model, 9, 9), expected[1])
+    remove_resdit(model)
+    assert torch.equal(run(model, 9, 9), expected[0]) and len(seen) == 2
 
 
 @pytest.mark.parametrize("height", [128, 192])

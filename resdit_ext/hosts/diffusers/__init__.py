@@ -1,58 +1,131 @@
-"""diffusers: `apply_resdit(pipe, config)` for the pipelines, transformers and control nets of FLUX and SD3."""
+"""diffusers: `apply_resdit(pipe, config)` for the pipelines, transformers and control nets of FLUX and SD3.
+
+Only calls of the objects that are given go through this package, and only of them: a second pipeline in the process is
+never touched, and offloading, compiling, LoRA and IP-Adapter may come before or after.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 from ...config import ResDiTConfig
 from ...errors import ResDiTError, Unsupported
+from ...patching import intercept, let_go
 from ...run import Run
+from ...schedule import FLUX_SHIFT
 from . import control, flux, sd3
+from .shift import check_shift, pinned_shift
 
 ADAPTERS = {
-    "FluxTransformer2DModel": flux.resdit_forward,
-    "SD3Transformer2DModel": sd3.resdit_forward,
-    "FluxControlNetModel": control.flux_forward,
-    "SD3ControlNetModel": control.sd3_forward,
+    "FluxTransformer2DModel": flux.around_calls,
+    "SD3Transformer2DModel": sd3.around_calls,
+    "FluxControlNetModel": control.around_flux_calls,
+    "SD3ControlNetModel": control.around_sd3_calls,
 }
-MARK = "_resdit"
 
 
 def models_of(pipe_or_model: object) -> list[object]:
-    """The transformer of a pipeline and its control nets, or the model itself; without torch.compile's wrapper."""
+    """The transformer of a pipeline and its control nets, or the model itself."""
     transformer = getattr(pipe_or_model, "transformer", pipe_or_model)
     controlnet = getattr(pipe_or_model, "controlnet", None)
-    models = [transformer, *getattr(controlnet, "nets", [] if controlnet is None else [controlnet])]
-    return [getattr(model, "_orig_mod", model) for model in models]
+    return [transformer, *getattr(controlnet, "nets", [] if controlnet is None else [controlnet])]
 
 
-def following(scheduler: object | None, run: Run, forward: Callable) -> Callable:
-    """`forward`, reading the noise levels first, which a pipeline's scheduler only has once it runs."""
+def inner(model: object) -> object:
+    """The model without torch.compile's wrapper."""
+    return getattr(model, "_orig_mod", model)
 
-    def wrapped(*args: object, **kwargs: object) -> object:
-        if scheduler is not None and scheduler.sigmas is not None:
-            run.set_sigmas(scheduler.sigmas)
-        return forward(*args, **kwargs)
 
-    return wrapped
+def is_pipeline(given: object) -> bool:
+    """True for what has a transformer and a scheduler and is called for pictures."""
+    return all(getattr(given, name, None) is not None for name in ("transformer", "scheduler"))
+
+
+def check_whole(model: object) -> None:
+    """Raise Unsupported where diffusers' context parallelism gives every device a part of the tokens."""
+    parallel = getattr(model, "_parallel_config", None)
+    if getattr(parallel, "context_parallel_config", None) is not None:
+        raise Unsupported(
+            "context parallelism (enable_parallelism) gives every device a part of the tokens, and ResDiT needs all of "
+            "them in one place; use tensor parallelism"
+        )
+
+
+class Levels:
+    """The noise levels of a scheduler, read into the run when there are new ones; those given by hand stay."""
+
+    def __init__(self, run: Run, fixed: bool) -> None:
+        self.run, self.fixed, self.scheduler, self._read = run, fixed, None, None
+
+    def refresh(self) -> None:
+        """Read them again if the scheduler has made others since; reading waits for the device."""
+        sigmas = None if self.fixed else getattr(self.scheduler, "sigmas", None)
+        if sigmas is not None and sigmas is not self._read:
+            self.run.set_sigmas(sigmas)
+            self._read = sigmas
+
+
+def wants_one_graph(error: Exception) -> bool:
+    """True for the error of a model compiled with `fullgraph=True` that meets code which is not to be compiled."""
+    return type(error).__module__ == "torch._dynamo.exc" and "torch.compiler.disable" in str(error)
+
+
+def one_by_one(model: object, levels: Levels, around: Callable) -> Callable:
+    """`around` with what every model's call needs first; two threads' calls of one model come one after another."""
+    lock = threading.RLock()
+
+    def guarded(call: Callable, *args: object, **kwargs: object) -> object:
+        with lock:
+            check_whole(model)
+            levels.refresh()
+            try:
+                return around(call, *args, **kwargs)
+            except RuntimeError as error:
+                if not wants_one_graph(error):
+                    raise
+                raise Unsupported(
+                    "the model is compiled with fullgraph=True, and ResDiT needs a graph break in every attention: "
+                    "compile it without fullgraph"
+                ) from error
+
+    return guarded
+
+
+def around_pipeline(pipe: object, levels: Levels, shift: float | None) -> Callable:
+    """`around(call, ...)` for a pipeline: its scheduler, whichever it has by then, is followed and its shift pinned."""
+
+    def around(call: Callable, *args: object, **kwargs: object) -> object:
+        levels.scheduler = pipe.scheduler
+        with pinned_shift(pipe.scheduler, levels.run, shift):
+            return call(*args, **kwargs)
+
+    return around
 
 
 def apply_resdit(
-    pipe_or_transformer: object, config: ResDiTConfig | None = None, sigmas: Sequence[float] | None = None
+    pipe_or_transformer: object,
+    config: ResDiTConfig | None = None,
+    sigmas: Sequence[float] | None = None,
+    shift: float | None = FLUX_SHIFT,
 ) -> Run:
     """Make a diffusers pipeline or transformer generate above its training size; applying again replaces.
 
     Args:
         pipe_or_transformer: a FluxPipeline or StableDiffusion3Pipeline (any variant, with its control nets), or the
-            transformer of one.
+            transformer of one, compiled or not.
         config: the method's parameters, by default the Balanced setting.
         sigmas: the run's full list of noise levels; by default the pipeline's scheduler's, or FLUX.1's own.
+        shift: mu of the noise levels above the base size, 0 to 5, by default FLUX.1's at its training size; without
+            it diffusers' would grow until pictures above 2048 pixels are not denoised. None leaves the pipeline's own;
+            a transformer alone has none.
 
     Returns:
         The Run, whose `calls` counts what was computed.
 
     Raises:
-        Unsupported: neither a FLUX.1 nor an SD3 transformer, or a diffusers too old to be hooked.
+        Unsupported: neither a FLUX.1 nor an SD3 transformer, a diffusers too old to be hooked, or context parallelism.
+        ResDiTError: `config` is no ResDiTConfig, or `shift` is out of range.
 
     Example:
         >>> apply_resdit(pipe)  # doctest: +SKIP
@@ -61,34 +134,27 @@ def apply_resdit(
     config = ResDiTConfig() if config is None else config
     if not isinstance(config, ResDiTConfig):
         raise ResDiTError(f"config is {config!r}; pass a ResDiTConfig")
+    check_shift(shift)
     models = models_of(pipe_or_transformer)
-    scheduler = getattr(pipe_or_transformer, "scheduler", None) if sigmas is None else None
-    if unknown := [model for model in models if type(model).__name__ not in ADAPTERS]:
+    if unknown := [inner(model) for model in models if type(inner(model)).__name__ not in ADAPTERS]:
         raise Unsupported(f"{type(unknown[0]).__name__} is not one of {', '.join(ADAPTERS)}")
-    remove_resdit(pipe_or_transformer)
-    run, forwards = Run(config, sigmas), []
+    run, arounds = Run(config, sigmas), []
+    levels = Levels(run, fixed=sigmas is not None)
     for model in models:
-        adapter = ADAPTERS[type(model).__name__]
-        forwards.append((model.forward, following(scheduler, run, adapter(model, run, model.forward))))
-    for model, (before, after) in zip(models, forwards, strict=True):
-        setattr(model, MARK, (before, after))
-        model.forward = after
+        check_whole(inner(model))
+        adapter = ADAPTERS[type(inner(model)).__name__]
+        arounds.append(one_by_one(inner(model), levels, adapter(inner(model), run)))
+    remove_resdit(pipe_or_transformer)
+    for model, around in zip(models, arounds, strict=True):
+        intercept(model, "__call__", around)
+    if is_pipeline(pipe_or_transformer):
+        intercept(pipe_or_transformer, "__call__", around_pipeline(pipe_or_transformer, levels, shift))
     return run
 
 
 def remove_resdit(pipe_or_transformer: object) -> None:
-    """Undo `apply_resdit`; does nothing where it was not applied.
-
-    Raises:
-        ResDiTError: something else (an offload hook) has wrapped the forward since; remove that first.
-    """
-    marked = [model for model in models_of(pipe_or_transformer) if hasattr(model, MARK)]
-    if any(model.forward is not getattr(model, MARK)[1] for model in marked):
-        raise ResDiTError("the model's forward was wrapped again after apply_resdit; remove that wrapper first")
-    for model in marked:
-        before, _ = getattr(model, MARK)
-        if getattr(before, "__self__", None) is model and before.__name__ == "forward":
-            del model.forward  # the class's own method shows through again
-        else:
-            model.forward = before
-        delattr(model, MARK)
+    """Undo `apply_resdit`; does nothing where it was not applied."""
+    for model in models_of(pipe_or_transformer):
+        let_go(model)
+        let_go(inner(model))
+    let_go(pipe_or_transformer)

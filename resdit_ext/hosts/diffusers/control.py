@@ -38,19 +38,19 @@ def shrunk(hint: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(hint, size=size, mode="bicubic", antialias=True)
 
 
-def flux_forward(net: object, run: Run, forward: Callable) -> Callable:  # noqa: ARG001
-    """`forward` of a FLUX control net with the treatment for sizes above its training's."""
+def around_flux_calls(_: object, run: Run) -> Callable:
+    """`around(call, ...)` that gives a FLUX control net the treatment for sizes above its training's."""
 
-    def wrapped(*args: object, **given: object) -> object:
+    def around(net: Callable, *args: object, **given: object) -> object:
         tokens, hint = given.get("hidden_states"), given.get("controlnet_cond")
         if args or tokens is None or hint is None:
-            return forward(*args, **given)  # not as the pipelines call it
+            return net(*args, **given)  # not as the pipelines call it
         try:
             layout = run.layout(grid_of(given["img_ids"], tokens.shape[1]))
         except Unsupported:
-            return forward(**given)
+            return net(**given)
         if layout.is_base:
-            return forward(**given)
+            return net(**given)
         grid, base = layout.grid, layout.base
         picture = from_grid(tokens.unflatten(1, (grid.height, grid.width)))
         sees_pixels = hint.ndim == 4
@@ -70,7 +70,7 @@ def flux_forward(net: object, run: Run, forward: Callable) -> Callable:  # noqa:
                 img_ids=ids,
                 return_dict=False,
             )
-            double, single = forward(**given | mine)
+            double, single = net(**given | mine)
             return Residuals(tuple(double or ()), tuple(single or ()))
 
         exact = run.config.speed == "exact"
@@ -85,7 +85,7 @@ def flux_forward(net: object, run: Run, forward: Callable) -> Callable:  # noqa:
 
         return FluxControlNetOutput(controlnet_block_samples=double, controlnet_single_block_samples=single)
 
-    return wrapped
+    return around
 
 
 def patchwork_for(run: Run, layout: Layout, like: Tensor) -> Patchwork:
@@ -93,20 +93,20 @@ def patchwork_for(run: Run, layout: Layout, like: Tensor) -> Patchwork:
     return Patchwork(layout, Joiner(layout, run.config, like.device))
 
 
-def sd3_forward(net: object, run: Run, forward: Callable) -> Callable:  # noqa: ARG001
-    """`forward` of an SD3 control net: for the whole at the base size, and for a patch when its call comes."""
+def around_sd3_calls(_: object, run: Run) -> Callable:
+    """`around(call, ...)` for an SD3 control net: the whole at the base size, and a patch when its call comes."""
 
-    def wrapped(*args: object, **given: object) -> object:
+    def around(net: Callable, *args: object, **given: object) -> object:
         latent, hint = given.get("hidden_states"), given.get("controlnet_cond")
         if args or latent is None or latent.ndim != 4 or hint is None:
-            return forward(*args, **given)
+            return net(*args, **given)
         layout = run.layout(Grid(latent.shape[-2] // 2, latent.shape[-1] // 2))
         if layout.is_base:
-            return forward(**given)
+            return net(**given)
         base, grid = layout.base, layout.grid
 
         def call(latent: Tensor, hint: Tensor) -> list[Tensor]:
-            return forward(**given | dict(hidden_states=latent, controlnet_cond=hint, return_dict=False))[0]
+            return net(**given | dict(hidden_states=latent, controlnet_cond=hint, return_dict=False))[0]
 
         def on_patch(patch: Tensor, tokens: Tensor) -> list[Tensor]:
             start = divmod(int(tokens[0]), grid.width)
@@ -120,4 +120,4 @@ def sd3_forward(net: object, run: Run, forward: Callable) -> Callable:  # noqa: 
 
         return SD3ControlNetOutput(controlnet_block_samples=found)
 
-    return wrapped
+    return around

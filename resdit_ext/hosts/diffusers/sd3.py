@@ -1,19 +1,22 @@
-"""diffusers' SD3Transformer2DModel: its position table and queries, for calls on the whole latent and on each patch."""
+"""diffusers' SD3Transformer2DModel: its position table and attention, for calls on the whole latent and on patches."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from ...errors import Unsupported
-from ...patching import scaled_outputs, swapped
+from ...patching import intercepted
 from ...patchwise import denoise_by_patches
 from ...run import Run
 from ...tables import PositionTable
 from .control import OnPatches
+from .processors import calling, check_names
 
 ARGUMENTS = (
     "hidden_states",
@@ -28,20 +31,27 @@ ARGUMENTS = (
 TIMESTEPS = 1000  # SD3's timestep at noise level 1
 
 
-def last_of_queries(transformer: object) -> list[nn.Module]:
-    """The modules that every query passes through last, before it is attended with; raises Unsupported."""
+def processors_of(transformer: object) -> list[object]:
+    """What attends in the blocks; raises Unsupported where one does it in a way that is not known."""
     blocks = transformer.transformer_blocks
-    attentions = [a for block in blocks for a in (block.attn, block.attn2) if a is not None]
-    if any(attention.fused_projections for attention in attentions):
-        raise Unsupported("fused projections are not supported: call unfuse_qkv_projections() first")
-    own = [attention.norm_q or attention.to_q for attention in attentions]
-    texts = [block.attn.norm_added_q or block.attn.add_q_proj for block in blocks]
-    return own + texts
+    processors = [a.processor for block in blocks for a in (block.attn, block.attn2) if a is not None]
+    check_names(processors, ("F", "scaled_dot_product_attention"))
+    return processors
 
 
-def resdit_forward(transformer: object, run: Run, forward: Callable) -> Callable:
-    """`forward` made of calls of itself, on the whole latent and on each patch; raises Unsupported."""
-    last_of_queries(transformer)
+def functional_with(factor: float) -> SimpleNamespace:
+    """torch.nn.functional with the logits multiplied by a factor where a sequence attends to itself."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *args: object, **kwargs: object) -> Tensor:
+        itself = q.shape[-2] == k.shape[-2]  # and not to an IP-Adapter's picture
+        return F.scaled_dot_product_attention(q * factor if itself else q, k, v, *args, **kwargs)
+
+    return SimpleNamespace(**vars(F) | {"scaled_dot_product_attention": attend})
+
+
+def around_calls(transformer: object, run: Run) -> Callable:
+    """`around(call, ...)` that makes calls on the whole and on each patch in place of one call; raises Unsupported."""
+    processors_of(transformer)
     embedder = transformer.pos_embed
     side = embedder.pos_embed_max_size
     if not side or embedder.pos_embed is None:
@@ -50,26 +60,27 @@ def resdit_forward(transformer: object, run: Run, forward: Callable) -> Callable
 
     @contextmanager
     def adjusted(positions: Tensor, logit_scale: float) -> Iterator[None]:
-        ours = swapped(embedder, cropped_pos_embed=lambda height, width: positions)  # noqa: ARG005
-        # Asked for anew: an adapter (LoRA) loaded since may have wrapped a projection.
-        with ours, scaled_outputs(last_of_queries(transformer), logit_scale):
+        # Asked for anew: processors may have been replaced since (IP-Adapter, fused projections).
+        scaled, functional = processors_of(transformer) if logit_scale != 1 else (), functional_with(logit_scale)
+        changes = [calling(processor, {"F": lambda _: functional}) for processor in scaled]
+        with intercepted([(embedder, "cropped_pos_embed", lambda *_: positions), *changes]):
             yield
 
-    def wrapped(*args: object, **kwargs: object) -> object:
+    def around(call: Callable, *args: object, **kwargs: object) -> object:
         given = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
         control, options = given.get("block_controlnet_hidden_states"), given.get("joint_attention_kwargs")
 
         def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
-            call = given | {"hidden_states": latent, "return_dict": False}
+            mine = given | {"hidden_states": latent, "return_dict": False}
             if control is not None and tokens is not None:
-                call["block_controlnet_hidden_states"] = (
+                mine["block_controlnet_hidden_states"] = (
                     control.on_patch(latent, tokens)
                     if isinstance(control, OnPatches)
                     else [residual[:, tokens] for residual in control]
                 )
             if options is not None:
-                call["joint_attention_kwargs"] = dict(options)  # a call takes the IP-Adapter's images out of it
-            return forward(**call)[0]
+                mine["joint_attention_kwargs"] = dict(options)  # a call takes the IP-Adapter's images out of it
+            return call(**mine)[0]
 
         latent, text = given["hidden_states"], given["encoder_hidden_states"].shape[1]
         sigma = float(given["timestep"].max()) / TIMESTEPS
@@ -84,4 +95,4 @@ def resdit_forward(transformer: object, run: Run, forward: Callable) -> Callable
         )
         return output(sample=sample) if given.get("return_dict", True) else (sample,)
 
-    return wrapped
+    return around

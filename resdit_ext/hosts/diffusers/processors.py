@@ -1,0 +1,42 @@
+"""What diffusers' attention processors call, replaced for one processor object and one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import FunctionType
+
+import torch
+
+from ...errors import Unsupported
+from ...patching import rebound
+
+
+def check_names(processors: Iterable[object], needed: Iterable[str]) -> None:
+    """Raise Unsupported naming a processor whose `__call__` does not use all these names."""
+    for processor in processors:
+        function = type(processor).__call__
+        used = function.__code__.co_names if isinstance(function, FunctionType) else ()
+        if missing := [name for name in needed if name not in used]:
+            raise Unsupported(
+                f"its attention processor {type(processor).__name__} does not call {', '.join(missing)}: "
+                "reset it with set_default_attn_processor(), or install diffusers 0.35 or newer"
+            )
+
+
+def calling(processor: object, replaced: Mapping[str, Callable[[object], object]]) -> tuple[object, str, Callable]:
+    """For `intercepted`: have a processor call other functions than its module's.
+
+    Args:
+        processor: that attends.
+        replaced: by name in the module, own function -> the one to call.
+    """
+    function = type(processor).__call__
+    own = function.__globals__
+    mine = partial(rebound(function, **{name: make(own[name]) for name, make in replaced.items()}), processor)
+
+    @torch.compiler.disable  # a compiled model would look the names up in the module again
+    def around(_: Callable, *args: object, **kwargs: object) -> object:
+        return mine(*args, **kwargs)
+
+    return processor, "__call__", around
