@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from .errors import ResDiTError
+from .errors import ResDiTError, quoted
 
 ATTENTION_SCALES = ("off", "sqrt-log", "log")
 SPEEDS = ("exact", "fast", "fastest")
@@ -14,14 +14,15 @@ SPEEDS = ("exact", "fast", "fastest")
 def check_choice(name: str, value: object, allowed: tuple) -> None:
     """Raise ResDiTError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise ResDiTError(f"{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}")
+        raise ResDiTError(f"{name} is {quoted(value)}; choose one of {', '.join(map(repr, allowed))}")
 
 
 def check_number(name: str, value: object, low: float, high: float, whole: bool = False) -> None:
     """Raise ResDiTError unless `value` is a finite number (an int where `whole`) in [low, high]."""
-    kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-        raise ResDiTError(f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number from {low} to {high}")
+    types = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, types) or not low <= value <= high:
+        kind = "whole number" if whole else "number"
+        raise ResDiTError(f"{name} is {quoted(value)}; it must be a {kind} from {low} to {high}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class ResDiTConfig:
         check_number("chunk_mb", self.chunk_mb, 1, 65536, whole=True)
         check_choice("speed", self.speed, SPEEDS)
         if self.speed != "exact" and self.fusion != "frequency":
-            raise ResDiTError(f"fusion is {self.fusion!r}; with speed {self.speed!r} it must be 'frequency'")
+            raise ResDiTError(f"fusion is {quoted(self.fusion)}; with speed {self.speed!r} it must be 'frequency'")
         check_choice("fusion", self.fusion, ("frequency", "mean"))
         check_choice("splice", self.splice, ("gaussian", "mean"))
         for name in ("pes", "pipe", "overlap"):

@@ -118,6 +118,8 @@ def test_values_are_read(axes, label, text, expected):
         ("Speed", "Fast", "speed is 'Fast'; choose one of 'exact', 'fast', 'fastest'"),
         ("Preset", "Best", "preset is 'Best'; choose one of 'Balanced'"),
         ("Attention scale", "5", "attention_scale is '5'"),
+        ("Cut-off", "0.1\r0.2", "cutoff is '0.1\\r0.2'; write numbers with commas between (new-line"),
+        ("Cut-off", "1" * 200_000, "cutoff is '1111"),
     ],
 )
 def test_bad_values_are_named_before_anything_is_made(axes, label, text, message):

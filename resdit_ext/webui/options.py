@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import BALANCED, PRESETS, SPEEDS, ResDiTConfig
-from ..errors import ResDiTError
+from ..config import BALANCED, PRESETS, SPEEDS, ResDiTConfig, check_choice
+from ..errors import ResDiTError, quoted
 
 PIXELS_PER_TOKEN = 16
 MAX_SIDE = 8192
@@ -43,11 +43,10 @@ class Option:
         if self.kind == "bool":
             if isinstance(value, bool):
                 return value
-            raise ResDiTError(f"{self.name} is {value!r}; it must be true or false")
+            raise ResDiTError(f"{self.name} is {quoted(value)}; it must be true or false")
         if self.kind == "choice":
-            if value in self.choices:
-                return value
-            raise ResDiTError(f"{self.name} is {value!r}; choose one of {', '.join(map(repr, self.choices))}")
+            check_choice(self.name, value, self.choices)
+            return value
         if self.kind == "scale" and value in self.choices:
             return value
         return self._parse_number(value)
@@ -61,7 +60,7 @@ class Option:
         except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if not self.low <= number <= self.high or (self.whole and number != int(number)):
-            raise ResDiTError(f"{self.name} is {value!r}; it must be {allowed}")
+            raise ResDiTError(f"{self.name} is {quoted(value)}; it must be {allowed}")
         return int(number) if self.whole else number
 
 
@@ -187,8 +186,7 @@ def idle_sizes(values: dict[str, object]) -> set[str]:
 
 def preset_values(name: str) -> dict[str, object]:
     """The options a named setting fixes."""
-    if name not in PRESETS:
-        raise ResDiTError(f"preset is {name!r}; choose one of {', '.join(map(repr, PRESETS))}")
+    check_choice("preset", name, tuple(PRESETS))
     return {option.name: getattr(PRESETS[name], option.name) for option in OPTIONS if hasattr(BALANCED, option.name)}
 
 
@@ -204,7 +202,7 @@ def values_from_args(args: tuple) -> dict[str, object]:
     given = {"enabled": True} | args[0]
     preset = given.pop("preset", None)
     if unknown := [name for name in given if name not in BY_NAME]:
-        raise ResDiTError(f"unknown field {unknown[0]!r}; the fields are {', '.join(BY_NAME)} and preset")
+        raise ResDiTError(f"unknown field {quoted(unknown[0])}; the fields are {', '.join(BY_NAME)} and preset")
     sides = [name for name in ("width", "height") if name in given]
     if sides and "ratio" not in given and given.get("size", CUSTOM_SIZE) == CUSTOM_SIZE:
         given |= {"size": CUSTOM_SIZE, "ratio": FREE_RATIO}

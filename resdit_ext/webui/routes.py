@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from .. import __version__
 from ..config import PRESETS
-from ..errors import ResDiTError
+from ..errors import ResDiTError, quoted
 from ..families import SD3
 from .forecast import FLUX_DEV, forecast
 from .options import BY_NAME, DEFAULTS, OPTIONS, WEBUI_SIZE, Option, output_size, parse_request
@@ -65,7 +65,7 @@ def plan(query: Mapping[str, str]) -> dict[str, object]:
     """
     known = BY_NAME | {option.name: option for option in (MODEL, STEPS, PRESET)}
     if unknown := [name for name in query if name not in known]:
-        raise ResDiTError(f"unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
+        raise ResDiTError(f"unknown field {quoted(unknown[0])}; the fields are {', '.join(known)}")
     if missing := [name for name in ("width", "height", "steps") if name not in query]:
         raise ResDiTError(f"{missing[0]} is missing; width, height and steps are needed")
     values = {name: parse_text(known[name], text) for name, text in query.items()}

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 from ..config import PRESETS
+from ..errors import ResDiTError, quoted
 from .options import CUSTOM_SIZE, FREE_RATIO, OPTIONS, Option, preset_values, values_from_args
 
 logger = logging.getLogger("ResDiT")
@@ -27,7 +28,10 @@ def parse_text(option: Option, text: str) -> object:
 
 def number_texts(option: Option, text: str) -> list[str]:
     """The items of a number axis, each value checked here: the host would report one that it cannot convert itself."""
-    items = (item.strip() for item in next(csv.reader([text], skipinitialspace=True), []))
+    try:
+        items = [item.strip() for item in next(csv.reader([text], skipinitialspace=True), [])]
+    except csv.Error as error:
+        raise ResDiTError(f"{option.name} is {quoted(text)}; write numbers with commas between ({error})") from error
     return [item if RANGE.search(item) else str(option.parse(item)) for item in items if item]
 
 
