@@ -243,3 +243,80 @@ def test_a_file_that_cannot_be_read_is_not_replaced(store):
     with pytest.raises(ResDiTError, match="cannot be read"):
         store.save("a", MINE)
     assert store.path.is_dir()
+
+
+def test_what_is_nested_too_deeply_to_be_written_again_stays_and_is_told_about(store, monkeypatch):
+    """Some releases of Python read what is deeper than what they write."""
+    store.save("a", MINE)
+    content = store.path.read_bytes()
+
+    def too_deep(*_, **__):
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(presets.json, "dumps", too_deep)
+    with pytest.raises(ResDiTError, match=r"user_presets\.json cannot be written: maximum recursion"):
+        store.save("b", MINE)
+    assert store.path.read_bytes() == content and files(store) == ["user_presets.json"]
+
+
+def test_a_damaged_file_is_moved_aside_before_another_thread_writes_a_new_one(store, monkeypatch):
+    """Else the new one would be moved in its place."""
+    store.path.write_text("damaged")
+    saving = threading.Thread(target=PresetStore(store.path).save, args=("a", MINE))
+    loads, reader = json.loads, threading.current_thread()
+
+    def slow(text):
+        if threading.current_thread() is reader:
+            saving.start()
+            saving.join(0.2)
+        return loads(text)
+
+    monkeypatch.setattr(presets.json, "loads", slow)
+    store.load()
+    monkeypatch.undo()
+    saving.join()
+    assert store.load() == ({"a": MINE}, None)
+    assert (store.path.parent / "user_presets.json.bad").read_text() == "damaged"
+
+
+def test_what_was_last_read_or_written_is_known_without_the_file(store):
+    assert store.known == {}
+    store.save("a", MINE)
+    store.rename("a", "b")
+    assert store.known == {"b": MINE}
+    PresetStore(store.path).save("c", MINE)
+    assert store.known == {"b": MINE}
+    store.load()
+    assert store.known == {"b": MINE, "c": MINE}
+    store.delete("b")
+    assert store.known == {"c": MINE}
+    store.path.write_text("damaged")
+    store.load()
+    assert store.known == {}
+
+
+LONG = "x" * 5_000_000
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda store: store.save(LONG, MINE),
+        lambda store: store.save("a", MINE | {LONG: 1}),
+        lambda store: store.save("a", MINE | {"speed": LONG}),
+        lambda store: store.rename(LONG, "b"),
+        lambda store: store.delete(LONG),
+    ],
+)
+def test_a_message_quotes_a_short_piece_only(store, act):
+    store.path.write_text(json.dumps({f"{number}" * 60: MINE for number in range(1000)}))
+    with pytest.raises(ResDiTError) as error:
+        act(store)
+    assert "..." in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("entries", [{LONG: MINE}, {LONG: 7}, {LONG: {"cutoff": 7}}, {"x": {LONG: 1}}])
+def test_what_is_wrong_in_the_file_is_told_shortly_too(store, entries):
+    store.path.write_text(json.dumps(entries))
+    problem = store.load()[1]
+    assert "..." in problem and len(problem) < 1000

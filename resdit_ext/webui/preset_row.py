@@ -8,9 +8,9 @@ from html import escape
 import gradio as gr
 
 from ..config import PRESETS
-from ..errors import ResDiTError
+from ..errors import ResDiTError, quoted
 from .options import preset_values
-from .presets import FIELDS, PresetStore
+from .presets import FIELDS, PresetStore, check_name
 
 QUIET = dict(queue=False, show_progress=False)
 
@@ -40,8 +40,11 @@ class PresetRow:
         return [*PRESETS, *own], problem
 
     def matching(self, chosen: str | None, values: Mapping[str, object]) -> str | None:
-        """The preset whose options the page's are: the chosen one where it is, else a built-in or the user's own."""
-        own = {name: mine for name, mine in self.store.load()[0].items() if mine.items() <= values.items()}
+        """The preset whose options the page's are: the chosen one where it is, else a built-in or the user's own.
+
+        No file is read, as every move of a slider asks this.
+        """
+        own = {name: mine for name, mine in self.store.known.items() if mine.items() <= values.items()}
         return chosen if chosen in own else built_in(values) or next(iter(own), None)
 
     def build_own(self, tool_button: Callable) -> None:
@@ -85,18 +88,18 @@ class PresetRow:
             return handler
 
         def save(name: str, _: str, values: tuple) -> tuple[str, str]:
-            name = name.strip()
+            name = check_name(name)
             self.store.save(name, dict(zip(FIELDS, values, strict=True)))
-            return f"saved {name!r}", name
+            return f"saved {quoted(name)}", name
 
         def rename(name: str, chosen: str, _: tuple) -> tuple[str, str]:
-            name = name.strip()
+            name = check_name(name)
             self.store.rename(chosen, name)
-            return f"renamed {chosen!r} to {name!r}", name
+            return f"renamed {quoted(chosen)} to {quoted(name)}", name
 
         def delete(_: str, chosen: str, __: tuple) -> tuple[str, str]:
             self.store.delete(chosen)
-            return f"deleted {chosen!r}", "Balanced"
+            return f"deleted {quoted(chosen)}", "Balanced"
 
         for verb, act in (("Save", save), ("Rename", rename), ("Delete", delete)):
             self.buttons[verb].click(

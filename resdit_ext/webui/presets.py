@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from ..config import PRESETS, ResDiTConfig
-from ..errors import ResDiTError
+from ..errors import ResDiTError, quoted, shortened
 from .options import BY_NAME, DEFAULTS, preset_values
 
 logger = logging.getLogger("ResDiT")
@@ -25,17 +25,17 @@ def check_name(name: object) -> str:
     """The name without blanks around it; raises ResDiTError where a user's preset cannot have it."""
     trimmed = name.strip() if isinstance(name, str) else ""
     if not trimmed.isprintable() or not 1 <= len(trimmed) <= LONGEST_NAME:
-        raise ResDiTError(f"preset name is {name!r}; it must be 1 to {LONGEST_NAME} printable characters")
+        raise ResDiTError(f"preset name is {quoted(name)}; it must be 1 to {LONGEST_NAME} printable characters")
     if trimmed.casefold() in map(str.casefold, PRESETS):
         built_in = ", ".join(map(repr, PRESETS))
-        raise ResDiTError(f"preset name is {name!r}; it must not be a built-in preset's ({built_in})")
+        raise ResDiTError(f"preset name is {quoted(name)}; it must not be a built-in preset's ({built_in})")
     return trimmed
 
 
 def check_values(values: dict[str, object]) -> dict[str, object]:
     """Every field of a preset as its type; raises ResDiTError naming an unknown, missing or bad one."""
     if unknown := [name for name in values if name not in FIELDS]:
-        raise ResDiTError(f"unknown field {unknown[0]!r}; a preset's fields are {', '.join(FIELDS)}")
+        raise ResDiTError(f"unknown field {quoted(unknown[0])}; a preset's fields are {', '.join(FIELDS)}")
     checked = {name: BY_NAME[name].parse(values.get(name)) for name in FIELDS}
     ResDiTConfig(**checked)  # which knows what may not go together
     return checked
@@ -44,7 +44,7 @@ def check_values(values: dict[str, object]) -> dict[str, object]:
 def read_field(name: str, value: object) -> tuple[dict[str, object], list[str]]:
     """A field as read from the file: itself, or nothing and what is wrong with it."""
     if name not in FIELDS:
-        return {}, [f"unknown field {name!r}"]
+        return {}, [f"unknown field {quoted(name)}"]
     try:
         return {name: BY_NAME[name].parse(value)}, []
     except ResDiTError as error:
@@ -57,37 +57,51 @@ def read_preset(name: str, entry: object) -> tuple[dict[str, dict[str, object]],
     That a field is missing is not wrong: an update may have brought it.
     """
     if not isinstance(entry, dict):
-        return {}, [f"preset {name!r} is left out: it is a {type(entry).__name__}, not an object of options"]
+        return {}, [f"preset {quoted(name)} is left out: it is a {type(entry).__name__}, not an object of options"]
     values, problems = {field: DEFAULTS[field] for field in FIELDS}, []
     for field, given in entry.items():
         good, bad = read_field(field, given)
         values |= good
-        problems += [f"preset {name!r} without a field: {problem}" for problem in bad]
+        problems += [f"preset {quoted(name)} without a field: {problem}" for problem in bad]
     try:
         check_name(name)
         return {name: check_values(values)}, problems
     except ResDiTError as error:
-        return {}, [f"preset {name!r} is left out: {error}"]
+        return {}, [f"preset {quoted(name)} is left out: {error}"]
+
+
+def read_presets(entries: dict[str, object]) -> tuple[dict[str, dict[str, object]], list[str]]:
+    """The presets among what the file holds, by name, and what is wrong with the rest."""
+    presets, problems = {}, []
+    for name, entry in entries.items():
+        good, bad = read_preset(name, entry)
+        presets |= good
+        problems += bad
+    return presets, problems
 
 
 class PresetStore:
-    """The presets in one file, which is read anew each time, so that tabs and processes see each other's."""
+    """The presets in one file, which is read anew each time, so that tabs and processes see each other's.
+
+    Attributes:
+        known: the presets by name as they were last read or written, for what happens too often to read a file.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.known: dict[str, dict[str, object]] = {}
 
     def load(self) -> tuple[dict[str, dict[str, object]], str | None]:
         """The presets by name, and what was wrong with the file in words for the user."""
         try:
-            entries, trouble = self._read()
+            with WRITING:  # a damaged file is moved: not one that another thread has just written in its place
+                entries, trouble = self._read()
         except ResDiTError as error:
-            return {}, str(error)
-        presets, problems = {}, [trouble] if trouble else []
-        for name, entry in entries.items():
-            good, bad = read_preset(name, entry)
-            presets |= good
-            problems += [f"{self.path.name}: {problem}" for problem in bad]
-        return presets, "; ".join(problems) or None
+            entries, trouble = {}, str(error)
+        presets, problems = read_presets(entries)
+        self.known = presets
+        told = [trouble] if trouble else []
+        return presets, "; ".join(told + [f"{self.path.name}: {problem}" for problem in problems]) or None
 
     def save(self, name: str, values: dict[str, object]) -> None:
         """Add a preset, or replace the user's preset of that name."""
@@ -102,7 +116,7 @@ class PresetStore:
             entries = self._entries()
             self._check_known(old, entries)
             if new != old and new in entries:
-                raise ResDiTError(f"preset name is {new!r}; it must not be another preset's")
+                raise ResDiTError(f"preset name is {quoted(new)}; it must not be another preset's")
             self._write({new if name == old else name: entry for name, entry in entries.items()})
 
     def delete(self, name: str) -> None:
@@ -115,7 +129,8 @@ class PresetStore:
     @staticmethod
     def _check_known(name: str, entries: dict[str, object]) -> None:
         if name not in entries:
-            raise ResDiTError(f"preset is {name!r}; choose one of your own ({', '.join(map(repr, entries)) or 'none'})")
+            own = shortened(", ".join(map(quoted, entries))) or "none"
+            raise ResDiTError(f"preset is {quoted(name)}; choose one of your own ({own})")
 
     def _entries(self) -> dict[str, object]:
         """What the file holds, untouched: a preset is not to lose what only a later release understands."""
@@ -148,9 +163,9 @@ class PresetStore:
 
     def _write(self, entries: dict[str, object]) -> None:
         """Replace the file at once: whoever reads it meanwhile, or after a crash, finds the old one or the new."""
-        text = json.dumps(entries, indent=2)
         written = None
         try:
+            text = json.dumps(entries, indent=2)
             with tempfile.NamedTemporaryFile(
                 "w", encoding="utf-8", dir=self.path.parent, prefix=self.path.name, suffix=".partial", delete=False
             ) as file:
@@ -159,7 +174,8 @@ class PresetStore:
                 file.flush()
                 os.fsync(file.fileno())
             written.replace(self.path)
-        except OSError as error:
+            self.known, _ = read_presets(entries)
+        except (OSError, RecursionError) as error:
             if written is not None:
                 written.unlink(missing_ok=True)
             raise ResDiTError(f"{self.path.name} cannot be written: {error}") from error
