@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import counted, timed, whole
+from . import api, counted, timed, whole
 from .table import Row, markdown
 
 MARKS = "<!-- benchmarks -->", "<!-- /benchmarks -->"
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write rows and environment here")
     parser.add_argument("--readme", type=Path, help="put the table between this file's marks")
     chosen = parser.parse_args()
-    found: list[Row] = [*counted.rows(), *timed.rows(chosen.device), *whole.rows(chosen.device)]
+    found: list[Row] = [*counted.rows(), *timed.rows(chosen.device), *api.rows(), *whole.rows(chosen.device)]
     about = environment(chosen.device)
     text = markdown(found) + "\n\n" + ", ".join(f"{key} {value}" for key, value in about.items())
     print(text)

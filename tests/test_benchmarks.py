@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import table, timed, whole
+from benchmarks import api, table, timed, whole
 from benchmarks.table import Row, markdown, ratio
 from resdit_ext import ResDiTConfig
 
@@ -65,3 +65,11 @@ def test_rows_that_need_a_gpu_are_listed_without_one():
 def test_a_runs_time_is_each_phases_call_times_its_steps(monkeypatch):
     monkeypatch.setattr(whole, "seconds", lambda call, device: call())
     assert whole.run_time([(10, lambda: 2.0), (25, lambda: 4.0)], "cpu") == 120
+
+
+def test_a_large_request_is_timed_only_where_it_passes(monkeypatch):
+    (row,) = api.rows(1)
+    assert 0 < row.spread[0] <= row.value <= row.spread[1] and row.what.startswith("an img2img request of 1 MB")
+    monkeypatch.setattr(api, "request", lambda *_: [{"type": "http.request", "body": b'{"alwayson_scripts": {}}'}] * 2)
+    with pytest.raises(AssertionError, match="as it was sent"):
+        api.rows(1)

@@ -1,6 +1,5 @@
 """The option table, and its way through API, infotext and back."""
 
-import asyncio
 import dataclasses
 import json
 import re
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdit_ext import BALANCED, PAPER, ResDiTError, __version__
-from resdit_ext.webui import api, infotext
+from resdit_ext.webui import infotext
 from resdit_ext.webui.forecast import forecast
 from resdit_ext.webui.options import (
     BY_NAME,
@@ -151,7 +150,42 @@ def test_dict_forms():
     )
     assert parse_request(({"enabled": False, "size": "5K"},)).enabled is False
     assert parse_request(({"preset": "Paper", "cutoff": 0.3},)).config.cutoff == 0.3
-    assert values_from_args(({},)) == DEFAULTS | {"enabled": True}
+    assert values_from_args(({},)) == DEFAULTS | {"enabled": True, "size": "WebUI"}
+
+
+@pytest.mark.parametrize(
+    ("args", "size"),
+    [
+        # An object that names no size keeps the request's.
+        (({},), (512, 768)),
+        (({"enabled": True},), (512, 768)),
+        (({"preset": "Fast", "cutoff": 0.3, "apply_to": "both"},), (512, 768)),
+        (({"portrait": True},), (512, 768)),
+        # One that names a part of a size has the rest of it.
+        (({"ratio": "2:1"},), (3072, 1536)),
+        (({"ratio": "2:1", "portrait": True},), (1536, 3072)),
+        (({"ratio": "WebUI"},), (2048, 3072)),
+        (({"ratio": "Free"},), (3072, 3072)),
+        (({"ratio": "Free", "height": 1024},), (3072, 1024)),
+        (({"long_side": 2048},), (2048, 2048)),
+        (({"long_side": 2048, "ratio": "2:1"},), (2048, 1024)),
+        (({"long_side": 2048, "size": "4K"},), (4096, 4096)),
+        (({"long_side": 2048, "height": 1024},), (1024, 1024)),
+        (({"size": "2K"},), (2048, 2048)),
+        (({"size": "Custom"},), (3072, 3072)),
+        (({"size": "Custom", "width": 2048},), (2048, 2048)),
+        (({"size": "4K", "width": 2048},), (4096, 4096)),
+        (({"size": "WebUI", "width": 2048},), (512, 768)),
+        (({"width": 1024, "height": 2048},), (1024, 2048)),
+        (({"width": 1024, "ratio": "2:1"},), (3072, 1536)),
+        # A list is the page's, whose defaults complete it.
+        ((True,), (3072, 3072)),
+        ((True, "4K"), (4096, 4096)),
+        ((True, "WebUI"), (512, 768)),
+    ],
+)
+def test_the_size_that_a_request_asks_for(args, size):
+    assert output_size(parse_request(args).values, 512, 768) == size
 
 
 @given(requests, st.integers(64, 2048), st.integers(64, 2048))
@@ -214,65 +248,3 @@ def test_the_status_line(options, size, active, expected):
     assert plan.active is active and expected in plan.line()
     assert plan.as_dict()["line"] == plan.line()
     json.dumps(plan.as_dict())
-
-
-def request_through_the_middleware(body, path="/sdapi/v1/txt2img"):
-    """(status, body) of a POST whose application answers 200 with the body it has read."""
-
-    async def application(scope, receive, send):
-        read = b""
-        while (message := await receive()).get("body") or message.get("more_body"):
-            read += message["body"]
-            if not message.get("more_body"):
-                break
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": read})
-
-    half = len(body) // 2
-    incoming = iter([(body[:half], True), (body[half:], False)])
-    sent = []
-
-    async def receive():
-        part, more = next(incoming)
-        return {"type": "http.request", "body": part, "more_body": more}
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": path}
-    asyncio.run(api.Validation(application)(scope, receive, send))
-    return sent[0]["status"], sent[1]["body"]
-
-
-def payload(*args, title="ResDiT High-Res"):
-    return json.dumps({"prompt": "a", "alwayson_scripts": {title: {"args": list(args)}}}).encode()
-
-
-@pytest.mark.parametrize("title", ["ResDiT High-Res", "resdit high-res"])
-def test_the_api_answers_bad_options_with_422_and_the_field(title):
-    status, body = request_through_the_middleware(payload({"widht": 3}, title=title))
-    assert status == 422 and "unknown field 'widht'" in json.loads(body)["detail"]
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        payload({"width": 3072}),
-        payload(True, "3K"),
-        payload(),
-        payload({"nonsense": 1}, title="Another Script"),
-        b'{"prompt": "a"}',
-        b"not json at all",
-        b"[1, 2]",
-        b'{"alwayson_scripts": {"ResDiT High-Res": null}}',
-        b'{"alwayson_scripts": 7}',
-    ],
-)
-def test_everything_else_reaches_the_host_unchanged(body):
-    assert request_through_the_middleware(body) == (200, body)
-
-
-def test_args_that_are_no_list_are_refused():
-    body = json.dumps({"alwayson_scripts": {"ResDiT High-Res": {"args": {"width": 3072}}}}).encode()
-    status, answer = request_through_the_middleware(body)
-    assert status == 422 and "must be a list" in json.loads(answer)["detail"]
