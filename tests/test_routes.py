@@ -5,11 +5,14 @@ import json
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from resdit_ext import ResDiTError, __version__
 from resdit_ext.webui import routes
 from resdit_ext.webui.forecast import forecast
 from resdit_ext.webui.options import BY_NAME, DEFAULTS, OPTIONS, parse_request
+from tests.api_requests import CHOICES, valid
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,9 @@ def test_the_plan_is_the_forecast(client, query, options):
         ({}, (3072, 2048)),
         ({"width": "1000", "height": "1400"}, (1000, 1400)),
         ({"size": "4K"}, (4096, 4096)),
+        ({"ratio": "2:1"}, (3072, 1536)),
+        ({"portrait": "true"}, (3072, 2048)),
+        ({"long_side": "2048"}, (2048, 2048)),
         ({"size": "4K", "ratio": "2:1", "portrait": "true"}, (2048, 4096)),
         ({"size": "4K", "ratio": "WebUI"}, (4096, 2736)),
         ({"size": "2K", "ratio": "Free"}, (3072, 2048)),
@@ -123,10 +129,43 @@ def test_what_is_missing_is_named(client, name):
     assert status == 422 and f"{name} is missing" in answer["detail"]
 
 
+FIELDS = [*BY_NAME, "preset", "model", "steps"]
+texts = st.text(max_size=12) | st.sampled_from([*CHOICES, "true", "FALSE", "nan", "-inf", "1e999", "1_000", "\u0663"])
+good = st.fixed_dictionaries(
+    {name: st.integers(256, 8192).map(str) for name in ("width", "height")} | {"steps": st.integers(1, 1000).map(str)},
+    optional={o.name: valid(o).map(str) for o in OPTIONS if o.name not in ("width", "height")},
+)
+queries = st.builds(
+    lambda good, bad: good | bad,
+    good,
+    st.just({}) | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=9), texts, max_size=3),
+)
+
+
+@settings(max_examples=400)
+@example({"width": "1" * 5000, "height": "256", "steps": "1"})
+@example({"x" * 5000: "1"})
+@given(queries)
+def test_any_query_has_a_plan_or_is_answered_with_the_fields_name(client, query):
+    status, answer = get(client, "plan", **query)
+    if status == 200:
+        assert answer["active"] in (True, False) and answer["line"]
+    else:
+        named = answer["detail"].removeprefix("ResDiT High-Res: ")
+        assert status == 422 and (named.startswith("unknown field ") or named.split(" ")[0] in FIELDS)
+        assert len(answer["detail"]) < 1000
+
+
+@given(good)
+def test_a_good_query_has_a_plan(client, query):
+    query["fused_until"] = "1"
+    assert get(client, "plan", **query)[0] == 200
+
+
 KINDS = {"boolean": bool, "integer": (int, float), "number": (int, float), "object": dict}
 
 
-def valid(schema, value):
+def fits(schema, value):
     """Whether a value fits a schema, by JSON Schema's rules for the keywords that ours has."""
     if "type" in schema:
         number = schema["type"] in ("integer", "number")
@@ -138,9 +177,9 @@ def valid(schema, value):
             return False
         if schema["type"] == "object":
             known = schema["properties"]
-            return all(name in known and valid(known[name], item) for name, item in value.items())
+            return all(name in known and fits(known[name], item) for name, item in value.items())
     if "anyOf" in schema:
-        return any(valid(part, value) for part in schema["anyOf"])
+        return any(fits(part, value) for part in schema["anyOf"])
     return "enum" not in schema or any(value == item and type(value) is type(item) for item in schema["enum"])
 
 
@@ -163,10 +202,11 @@ def test_the_schema_is_an_object_of_every_option_and_the_preset(schema):
     assert list(schema["properties"]) == [*BY_NAME, "preset"]
     for option in OPTIONS:
         part = schema["properties"][option.name]
-        assert valid(part, part["default"]) and part["title"] == option.label
-        assert option.name == "enabled" or part["description"] == option.info
+        assert fits(part, part["default"]) and part["title"] == option.label
+        assert option.name in ("enabled", "size") or part["description"] == option.info
     defaults = {name: part["default"] for name, part in schema["properties"].items() if "default" in part}
-    assert parse_request((defaults,)) == parse_request(({},)) and defaults == DEFAULTS | {"enabled": True}
+    assert defaults == DEFAULTS | {"enabled": True, "size": "WebUI"}
+    assert parse_request((defaults,)) == parse_request(({},))
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
@@ -187,7 +227,12 @@ def test_the_schema_and_the_table_agree(schema, option):
     values += [0, 1, 0.5, 0.7, -1, 3000, 3072.0, 3072.5, 1e9, option.low, option.high]
     values += [option.low - 1, option.high + 1, option.low + 0.001, option.high + 0.001]
     part = schema["properties"][option.name]
-    assert [valid(part, value) for value in values] == [accepted(option, value) for value in values]
+    assert [fits(part, value) for value in values] == [accepted(option, value) for value in values]
+
+
+def test_the_schema_says_when_the_requests_own_size_stays(schema):
+    assert "keeps the request's own size" in schema["properties"]["size"]["description"]
+    assert "the request keeps its own width and height" in schema["description"]
 
 
 def test_the_schema_and_the_requests_agree(schema):
@@ -197,4 +242,4 @@ def test_the_schema_and_the_requests_agree(schema):
             taken = isinstance(args, dict)
         except ResDiTError:
             taken = False
-        assert valid(schema, args) is taken
+        assert fits(schema, args) is taken

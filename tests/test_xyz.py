@@ -143,7 +143,7 @@ def test_without_a_plot_the_arguments_are_the_same_object():
 def test_an_axis_switches_it_on_and_leaves_the_rest(axes, args):
     p = picture(SimpleNamespace(), axes["[ResDiT] Speed"], "fast")
     (merged,) = xyz.merged(p, args)
-    given = args[0] if args and isinstance(args[0], dict) else {}
+    given = args[0] | {"size": "WebUI"} if args and isinstance(args[0], dict) else {}  # an object without a size
     assert merged == DEFAULTS | given | {"enabled": True, "speed": "fast"}
     assert parse_request((merged,)).config.speed == "fast"
 

@@ -190,11 +190,28 @@ def preset_values(name: str) -> dict[str, object]:
     return {option.name: getattr(PRESETS[name], option.name) for option in OPTIONS if hasattr(BALANCED, option.name)}
 
 
+def complete_size(given: dict[str, object]) -> dict[str, object]:
+    """An object of named options with what its size options mean together; raises ResDiTError naming a bad side.
+
+    A `width` or `height` alone is a size of its own (ratio "Free"), and a missing one of the two is the other; a
+    `long_side` alone is one too. Where none of them is given, nor `size` or `ratio`, the request keeps its own size:
+    `portrait` only turns a frame, and there is none.
+    """
+    sides = [name for name in ("width", "height") if name in given]
+    if sides and "ratio" not in given and given.get("size", CUSTOM_SIZE) == CUSTOM_SIZE:
+        # Parsed here where it stands for both, so that an error names the side that was given.
+        both = dict.fromkeys(("width", "height"), BY_NAME[sides[0]].parse(given[sides[0]])) if len(sides) == 1 else {}
+        return given | both | {"size": CUSTOM_SIZE, "ratio": FREE_RATIO}
+    if "long_side" in given:
+        return {"size": CUSTOM_SIZE} | given
+    return given if sides or "ratio" in given else {"size": WEBUI_SIZE} | given
+
+
 def values_from_args(args: tuple) -> dict[str, object]:
     """Options from a script's arguments: positional, or one dict as the first (`preset` allowed there).
 
-    In the dict form a `width` or `height` alone means that size (ratio "Free"), a missing one of the two is the other,
-    and an unknown name is refused.
+    A positional list means the page's own: what it ends before is the default, the size as well. In a dict the size
+    options mean what `complete_size` says, and an unknown name is refused.
     """
     if not args or not isinstance(args[0], dict):
         given = dict(zip(BY_NAME, args, strict=False))
@@ -203,13 +220,7 @@ def values_from_args(args: tuple) -> dict[str, object]:
     preset = given.pop("preset", None)
     if unknown := [name for name in given if name not in BY_NAME]:
         raise ResDiTError(f"unknown field {quoted(unknown[0])}; the fields are {', '.join(BY_NAME)} and preset")
-    sides = [name for name in ("width", "height") if name in given]
-    if sides and "ratio" not in given and given.get("size", CUSTOM_SIZE) == CUSTOM_SIZE:
-        given |= {"size": CUSTOM_SIZE, "ratio": FREE_RATIO}
-        if len(sides) == 1:
-            side = BY_NAME[sides[0]].parse(given[sides[0]])  # here, so that an error names the side that was given
-            given |= {"width": side, "height": side}
-    return DEFAULTS | (preset_values(preset) if preset is not None else {}) | given
+    return DEFAULTS | (preset_values(preset) if preset is not None else {}) | complete_size(given)
 
 
 def parse_request(args: tuple) -> Request:

@@ -13,7 +13,7 @@ from ..config import PRESETS
 from ..errors import ResDiTError, quoted
 from ..families import SD3
 from .forecast import FLUX_DEV, forecast
-from .options import BY_NAME, DEFAULTS, OPTIONS, WEBUI_SIZE, Option, output_size, parse_request
+from .options import BY_NAME, FREE_RATIO, OPTIONS, WEBUI_SIZE, Option, output_size, parse_request
 from .xyz import PRESET, parse_text
 
 # The hidden size is SD3.5-medium's and SD3-medium's.
@@ -42,6 +42,11 @@ def schema() -> dict[str, object]:
     """The JSON schema of the object of named options that a request has in `args`."""
     properties = {option.name: schema_of(option) for option in OPTIONS}
     properties["enabled"] |= {"default": True, "description": "An object of options switches ResDiT on"}
+    properties["size"] |= {
+        "default": WEBUI_SIZE,
+        "description": "Long side: 2048, 3072, 4096 or custom pixels; WebUI keeps the request's own size, which is the "
+        "default unless ratio (3K), long_side, width or height (Custom) is given",
+    }
     properties["preset"] = {
         "title": "Preset",
         "description": "Sets the options it is made of; those given beside it come first",
@@ -50,8 +55,9 @@ def schema() -> dict[str, object]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ResDiT High-Res",
-        "description": "alwayson_scripts['ResDiT High-Res'].args[0]. A width or height alone is a size of its own, and "
-        "the other side too; fused_until must not be below global_until",
+        "description": "alwayson_scripts['ResDiT High-Res'].args[0]. Without size, ratio, width, height and long_side "
+        "the request keeps its own width and height. A width or height alone is a size of its own, and the other side "
+        "too; fused_until must not be below global_until",
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
@@ -59,9 +65,10 @@ def schema() -> dict[str, object]:
 
 
 def plan(query: Mapping[str, str]) -> dict[str, object]:
-    """The forecast for a picture of `width` x `height` pixels in `steps` steps; raises ResDiTError naming the field.
+    """The forecast for a request of `width` x `height` pixels in `steps` steps; raises ResDiTError naming the field.
 
-    An option `size` other than WebUI makes the picture's size from the page's, as a generation would.
+    The options mean what they mean in `args`, so that `size`, `ratio` and `long_side` change the picture's size; with
+    the ratio Free it is the request's.
     """
     known = BY_NAME | {option.name: option for option in (MODEL, STEPS, PRESET)}
     if unknown := [name for name in query if name not in known]:
@@ -70,9 +77,9 @@ def plan(query: Mapping[str, str]) -> dict[str, object]:
         raise ResDiTError(f"{missing[0]} is missing; width, height and steps are needed")
     values = {name: parse_text(known[name], text) for name, text in query.items()}
     model, steps = values.pop("model", MODEL.default), values.pop("steps")
-    request = parse_request(({"size": WEBUI_SIZE, "ratio": DEFAULTS["ratio"]} | values,))
-    width, height = values["width"], values["height"]
-    size = output_size(request.values, width, height) if request.enabled else (width, height)
+    sides = {name: values.pop(name) for name in ("width", "height")}
+    request = parse_request((values | (sides if values.get("ratio") == FREE_RATIO else {}),))
+    size = output_size(request.values, **sides) if request.enabled else tuple(sides.values())
     return forecast(request, *size, steps, MODELS[model]).as_dict()
 
 
