@@ -34,13 +34,18 @@ class Unet:
 
 
 class Network(nn.Module):
-    """A model with so many blocks, and no more."""
+    """A model with so many blocks, and no more than the layers that take the text, which can be left out too."""
 
-    def __init__(self, double: int, single: int = 0) -> None:
+    def __init__(self, double: int, single: int = 0, texts: bool = True) -> None:
         super().__init__()
         self.double_blocks = nn.ModuleList(nn.Identity() for _ in range(double))
         self.single_blocks = nn.ModuleList(nn.Identity() for _ in range(single))
         self.joint_blocks = self.double_blocks
+        if texts:
+            self.txt_in = self.context_embedder = nn.Linear(32, 1)
+            self.vector_in, self.y_embedder = nn.Module(), nn.Module()
+            self.vector_in.in_layer = nn.Linear(16, 1)
+            self.y_embedder.mlp = nn.Sequential(self.vector_in.in_layer)
 
     def forward(self, x: Tensor, control: object = None) -> Tensor:  # noqa: ARG002 (Neo's FLUX and every SD3 take it)
         return x
@@ -72,7 +77,7 @@ class Generation:
     """
 
     def __init__(self, monkeypatch, unet, family, encode, sigmas, config=None, shift=0.0, scale=1.0) -> None:
-        self.said = []
+        self.said = said = []
         first_stage = SimpleNamespace(shift_factor=shift, scaling_factor=scale)
         vae = SimpleNamespace(downscale_ratio=8, first_stage_model=first_stage)
         objects = SimpleNamespace(unet=unet, vae=vae)
@@ -84,7 +89,7 @@ class Generation:
             sigmas=lambda p: sigmas,
             steps=lambda p: len(sigmas) - 1,
             default_shows=lambda: "canny",
-            say=lambda p, message: self.said.append(message),
+            say=lambda p, message: said.append(message),
         )
         monkeypatch.setattr(forge_control.ResDiTControl, "passes", passes, raising=False)
 

@@ -1,6 +1,8 @@
 """The units of the ControlNet panel: before the panel sees them, as it makes and links them, and where it fails."""
 
+import gc
 import sys
+import weakref
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -12,7 +14,8 @@ from torch import nn
 from resdit_ext import ResDiTConfig
 from resdit_ext.hosts import forge_control, forge_panel
 from resdit_ext.hosts.forge_control import ResDiTControl
-from resdit_ext.hosts.forge_link import heeding
+from resdit_ext.hosts.forge_heeding import heeding
+from resdit_ext.memory import OutOfMemory
 from resdit_ext.webui import control, lifecycle
 from tests.control_host import WRAPPER, Generation, Network, family_of, unet_of
 from tests.control_nets import as_stability, net_of
@@ -203,12 +206,12 @@ def test_without_such_a_host_nothing_is_registered():
     forge_control.unregister()
 
 
-def generation(monkeypatch, network=None, name="FLUX.1", width=64):
+def generation(monkeypatch, network=None, name="FLUX.1", width=64, config=None):
     def encode(picture):
         return F.avg_pool2d(picture, 8).repeat(1, 2, 1, 1)[:, :4]
 
     unet = unet_of(network or Network(2, 2))
-    return Generation(monkeypatch, unet, family_of(name, width), encode, SIGMAS), torch.randn(1, 4, 8, 8)
+    return Generation(monkeypatch, unet, family_of(name, width), encode, SIGMAS, config), torch.randn(1, 4, 8, 8)
 
 
 def broken(change):
@@ -238,6 +241,151 @@ def test_a_bad_file_is_said_and_the_unet_stays(state, name, message, monkeypatch
     (said,) = p.said
     assert said.startswith(f"ControlNet {name} is left out: ") and message in said
     assert p.unet is unet and unet.linked is None and not unet.model_options
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("flux", {"joint_attention_dim": 48}, "its text tokens have 48 channels and the model's 32"),
+        ("flux", {"pooled_projection_dim": 24}, "its text vectors have 24 channels and the model's 16"),
+        ("flux", {"in_channels": 64}, "its latents have 16 channels and the model's 4"),
+        ("sd3", {"joint_attention_dim": 48}, "its text tokens have 48 channels and the model's 32"),
+        ("sd3", {"pooled_projection_dim": 24}, "its text vectors have 24 channels and the model's 16"),
+        ("sd3", {"in_channels": 16}, "its latents have 16 channels and the model's 4"),
+        ("sd3.5 8b", {"pooled_projection_dim": 24}, "its text vectors have 24 channels and the model's 16"),
+    ],
+)
+def test_a_net_for_another_size_is_said_before_sampling(kind, changes, message, monkeypatch):
+    of_flux = kind == "flux"
+    p, x = generation(monkeypatch, None if of_flux else Network(2), *(() if of_flux else ("SD3", 128)))
+    p.add(net_of(kind, **changes).state_dict(), PICTURE, x)
+    assert p.said == [f"ControlNet net.safetensors is left out: {message}: it is for another size"]
+    assert p.unet.linked is None
+    p.add(net_of(kind).state_dict(), PICTURE, x)
+    assert p.unet.linked is not None
+
+
+CONDITIONING = dict(c_crossattn=torch.randn(1, 5, 32), y=torch.randn(1, 16), guidance=torch.tensor([3.5]))
+
+
+def adds(control):
+    """What a call of the model gets, as one tensor."""
+    return torch.cat([part[i] for part in (control["input"], control["output"]) for i in range(2)])
+
+
+def count_calls(link):
+    """The calls of a link's net from now on."""
+    calls = []
+    link.patcher.model.net.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("config", [None, ResDiTConfig(base_tokens=4)], ids=["base", "resdit"])
+@pytest.mark.parametrize("bad_last", [False, True])
+def test_a_net_that_fails_while_sampling_is_left_out_and_the_others_go_on(bad_last, config, monkeypatch):
+    """The model's layers do not say what goes into them, so that only the call shows that the net does not fit."""
+
+    def made(*nets):
+        p, x = generation(monkeypatch, Network(2, 2, texts=False), config=config)
+        for name, changes in nets:
+            p.add(net_of("flux", **changes).state_dict(), PICTURE, x, name=f"{name}.safetensors")
+        return p, x
+
+    good, bad = ("good", {}), ("bad", {"joint_attention_dim": 48})
+    alone, x = made(good)
+    both, _ = made(*((good, bad) if bad_last else (bad, good)))
+    links = [both.unet.linked, both.unet.linked.previous_controlnet]
+    calls = count_calls(links[not bad_last])
+    with torch.inference_mode():
+        for sigma in (0.8, 0.7):
+            expected, got = (adds(p.control(x, sigma, **CONDITIONING)) for p in (alone, both))
+            assert torch.equal(got, expected)
+    (said,) = both.said
+    assert said.startswith(
+        "ControlNet bad.safetensors is left out: its calculation failed (RuntimeError: mat1 and mat2"
+    )
+    assert len(said.splitlines()) == 1 and calls == [1] and alone.said == []
+    only, _ = made(bad)
+    assert only.control(x, 0.8, **CONDITIONING) is None
+
+
+def test_a_net_whose_results_do_not_fit_the_model_is_left_out(monkeypatch):
+    p, x = generation(monkeypatch)
+    p.add(net_of("flux").state_dict(), PICTURE, x)
+    for block in p.unet.linked.patcher.model.net.controlnet_blocks:
+        block.register_forward_hook(lambda _, __, out: out[..., :7])
+    with torch.inference_mode():
+        assert p.control(x, 0.8, **CONDITIONING) is None
+    assert p.said == ["ControlNet net.safetensors is left out: it returned (1, 16, 7) where the model has (1, 16, 64)"]
+
+
+def test_memory_and_interrupts_are_the_hosts_affair(monkeypatch):
+    for error in (OutOfMemory, KeyboardInterrupt):
+        p, x = generation(monkeypatch)
+        p.add(net_of("flux").state_dict(), PICTURE, x)
+
+        def fail(*_, error=error):
+            raise error
+
+        p.unet.linked.patcher.model.net.register_forward_pre_hook(fail)
+        with pytest.raises(error):
+            p.control(x, 0.8, **CONDITIONING)
+        assert p.said == []
+
+
+def test_a_mask_of_another_form_is_said(monkeypatch):
+    p, x = generation(monkeypatch)
+    p.add(net_of("flux").state_dict(), PICTURE, x, mask=torch.zeros(1, 3, 64, 64))
+    assert p.said == ["ControlNet net.safetensors is left out: its mask is (1, 3, 64, 64), and one has (B, 1, H, W)"]
+    assert p.unet.linked is None
+
+
+def is_gone(reference):
+    gc.collect()
+    return reference() is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_of_a_generation_outlives_it(fails, monkeypatch):
+    """The host keeps the last pass's unet until the next generation, and after an error it does not clean up."""
+    p, x = generation(monkeypatch, Network(2, 2, texts=False), config=ResDiTConfig(base_tokens=4))
+    mask = torch.ones(1, 1, 64, 64)
+    changes = {"joint_attention_dim": 48} if fails else {}
+    unit = p.add(
+        net_of("flux", **changes).state_dict(), PICTURE, x, mask=mask, advanced_mask_weighting=mask, strength=0.5
+    )
+    unet, link = p.unet, p.unet.linked
+    hints = [link.hint, *link.patch_hints.values(), link.mask, mask, x]
+    with torch.inference_mode():
+        p.control(x, 0.8, **CONDITIONING)
+    link.pre_run(unet.model, None)  # of a sampling that raises
+    link.cond_hint = torch.zeros(1)
+    watched = [weakref.ref(each) for each in (p, *hints, link.cond_hint)]
+    said = p.said
+    assert len(hints) > 5 and len(said) == fails
+    del p, hints, mask, x
+    assert [each() for each in watched if not is_gone(each)] == []
+    assert unet.linked is link and unit.model_patcher is link.patcher  # which the host and the panel keep
+    link.say("to nobody")
+    assert len(said) == fails and link.inference_memory_requirements(torch.float32) == 0
+    assert link.get_control(torch.randn(1, 4, 8, 8), torch.tensor([0.5]), CONDITIONING, 1) is None
+
+
+def test_an_earlier_passs_hints_go_with_its_unet(monkeypatch):
+    p, x = generation(monkeypatch)
+    plain, state = p.unet, net_of("flux").state_dict()
+    p.add(state, PICTURE, x)
+    first = weakref.ref(p.unet.linked.hint)
+    p.sd_model.forge_objects.unet = plain  # as the hosts do before the next pass and the next picture
+    assert is_gone(first)
+
+
+def test_a_pass_may_be_sampled_more_than_once(monkeypatch):
+    p, x = generation(monkeypatch)
+    p.add(net_of("flux").state_dict(), PICTURE, x)
+    with torch.inference_mode():
+        first, second = (adds(p.control(x, 0.8, **CONDITIONING)) for _ in range(2))  # with the host's cleanup between
+    assert torch.equal(first, second)
 
 
 def test_a_refused_file_that_was_replaced_is_read_again(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ moves them to the device and off it.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -24,10 +25,12 @@ from ..control.checkpoint import SUFFIXES, Checkpoint, why_unreadable
 from ..control.hint import pixels, seeded, shown, toned
 from ..control.nets import build, check_shapes
 from ..errors import ResDiTError, Unsupported
-from ..families import Family, identify
+from ..families import identify
 from ..geometry import Grid, Layout
 from ..schedule import shifted_sigmas, usable_sigmas, window
-from .forge_link import Held, Link, heeding
+from .forge_fit import misfit
+from .forge_heeding import heeding
+from .forge_link import Held, Link, release_with
 
 logger = logging.getLogger("ResDiT")
 
@@ -69,17 +72,6 @@ def hold(checkpoint: Checkpoint, compute: torch.dtype) -> object:
     return ModelPatcher(held, load_device=memory.get_torch_device(), offload_device=memory.unet_offload_device())
 
 
-def misfit(checkpoint: Checkpoint, family: Family) -> str | None:
-    """Why a net does not go with the loaded model, or None."""
-    if checkpoint.family != family.name:
-        return f"it is for {checkpoint.family}, and the model is {family.name}"
-    if checkpoint.width != family.hidden_size:
-        return (
-            f"its tokens have {checkpoint.width} channels and the model's {family.hidden_size}: it is for another size"
-        )
-    return None
-
-
 def encode(p: object, checkpoint: Checkpoint, picture: Tensor) -> Tensor:
     """(B, 3, H, W) -> the latents that the net was trained with, by the host's VAE."""
     latents = seeded(p.sd_model.encode_first_stage, picture)
@@ -87,6 +79,17 @@ def encode(p: object, checkpoint: Checkpoint, picture: Tensor) -> Tensor:
         return latents
     first_stage = p.sd_model.forge_objects.vae.first_stage_model
     return latents + first_stage.shift_factor * first_stage.scaling_factor
+
+
+def teller(p: object, name: str, say: Callable[[object, str], None]) -> Callable[[str], None]:
+    """What tells a generation's user of a file as long as there is the generation: a pass's unet outlives it."""
+    generation = weakref.ref(p)
+
+    def tell(message: str) -> None:
+        if (alive := generation()) is not None:
+            say(alive, f"ControlNet {name} {message}")
+
+    return tell
 
 
 def stamp_of(path: Path) -> tuple[int, int] | None:
@@ -149,10 +152,8 @@ class ResDiTControl:
         self, process: object, cond: object, mask: Tensor | None, *_: object, **kwargs: object
     ) -> None:
         """Link the net into this pass's unet; where that cannot be, say why and leave the unet as it is."""
-
-        def say(message: str) -> None:
-            self.passes.say(process, f"ControlNet {self.path.name} {message}")
-
+        self.advanced_mask_weighting = None  # the panel's copy of `mask`, which its cache of files would keep
+        say = teller(process, self.path.name, self.passes.say)
         if self.refusal is not None:
             say(f"is left out: {self.refusal}")
             return
@@ -168,8 +169,10 @@ class ResDiTControl:
         """Encode the hint, make the net if this is its first use, and link it into a clone of the unet."""
         unet = p.sd_model.forge_objects.unet
         family = identify(unet.model.diffusion_model)
-        if reason := misfit(self.checkpoint, family):
+        if reason := misfit(self.checkpoint, family, unet.model.diffusion_model, given["x"].shape[1]):
             raise Unsupported(reason)
+        if mask is not None and (mask.ndim != 4 or mask.shape[1] != 1):
+            raise Unsupported(f"its mask is {tuple(mask.shape)}, and one has (B, 1, H, W)")
         picture = family.grid(given["x"])
         method = self.passes.method(p, picture)
         grid = picture if method is None else method[0].base
@@ -211,6 +214,7 @@ class ResDiTControl:
             shows=shows,
             say=say,
         )
+        release_with(p, link)
         clone = heeding(unet).clone()
         clone.add_patched_controlnet(link)
         p.sd_model.forge_objects.unet = clone

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
@@ -23,11 +23,16 @@ from ..families import Family
 from ..geometry import Grid, Layout
 from ..joining import Joiner
 from ..memory import OutOfMemory
-from ..patching import changed_outputs
 
-WRAPPER = "model_function_wrapper"
+logger = logging.getLogger("ResDiT")
 GUIDANCE = 3.5  # FLUX.1-dev's own, for a net that wants one where the model has none
 LIVE_VECTORS = 25  # a net's activations at their peak in hidden vectors a token, as counted for the model's own blocks
+
+
+def in_words(error: Exception) -> str:
+    """An error in one line of bounded length."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 class Held(nn.Module):
@@ -46,7 +51,7 @@ class Link:
         module: of the net's family.
         family: of the model.
         patcher: the host's, of a `Held` net.
-        hint: its latents, or pixels, on the grid to run at.
+        hint: its latents, or pixels, on the grid to run at; None once the unit is out.
         patch_hints: the same of each patch, by its first token (row, column).
         picture: the picture's grid.
         method: ResDiT's layout and parameters, where it acts.
@@ -61,7 +66,7 @@ class Link:
     module: ModuleType
     family: Family
     patcher: object
-    hint: Tensor
+    hint: Tensor | None
     patch_hints: Mapping[tuple[int, int], Tensor]
     picture: Grid
     method: tuple[Layout, ResDiTConfig] | None
@@ -90,7 +95,7 @@ class Link:
     @property
     def cond_hint_original(self) -> Tensor:
         """What MultiDiffusion enlarges and cuts into tiles; they are of no use here, so it gets little to do."""
-        return self.hint[:1, :1]
+        return torch.zeros(1, 1, 8, 8)
 
     @property
     def device(self) -> torch.device:
@@ -113,7 +118,8 @@ class Link:
         returned = len(held.net.controlnet_blocks) + len(getattr(held.net, "controlnet_single_blocks", ()))
         vectors = (LIVE_VECTORS + returned) * self.grid.tokens
         vectors += (returned if self.joins else 2) * self.picture.tokens
-        mine = len(self.hint) * vectors * self.family.hidden_size * held.compute.itemsize
+        rows = 0 if self.hint is None else len(self.hint)
+        mine = rows * vectors * self.family.hidden_size * held.compute.itemsize
         before = self.previous_controlnet
         return mine + (before.inference_memory_requirements(dtype) if before is not None else 0)
 
@@ -124,10 +130,15 @@ class Link:
             self.previous_controlnet.pre_run(model, percent_to_timestep_function)
 
     def cleanup(self) -> None:
-        """Called by the host after sampling."""
+        """Called by the host after sampling, of which the pass may have more; not called where that raised."""
         self.model = None
         if self.previous_controlnet is not None:
             self.previous_controlnet.cleanup()
+
+    def release(self) -> None:
+        """Let go of all that belongs to the generation, and add nothing from now on."""
+        self.hint = self.mask = self.cond_hint = self._patchwork = None
+        self.patch_hints, self.transformer_options = {}, {}
 
     def get_control(self, x: Tensor, t: Tensor, cond: dict, batched_number: int) -> object | None:  # noqa: ARG002
         """What all linked units add in one call, as the host's model wants it; None where none acts."""
@@ -157,16 +168,30 @@ class Link:
         previous = self.previous_controlnet
         before = previous.shares(x, t, cond, start) if isinstance(previous, Link) else []
         highest, lowest = self.levels
-        if not self.strength or not lowest < float(t[0]) <= highest:
+        if self.hint is None or not self.strength or not lowest < float(t[0]) <= highest:
             return before
         if self.family.grid(x) != (self.picture if start is None else self.grid):
             self.say("is left out: another extension calls the model on tiles")
             return before
         try:
-            returned, grid = self.returned(x, t, cond, start)
+            return [*before, self.share(x, t, cond, start)]
+        except OutOfMemory:
+            raise
         except Unsupported as reason:
             self.say(f"is left out: {reason}")
-            return before
+        except Exception as error:
+            logger.debug("a control net failed", exc_info=True)
+            self.say(f"is left out: its calculation failed ({in_words(error)})")
+        self.release()
+        return before
+
+    def share(self, x: Tensor, t: Tensor, cond: dict, start: tuple[int, int] | None) -> tuple[Part, Part]:
+        """What this unit adds after double and after single blocks; raises what the net raises."""
+        returned, grid = self.returned(x, t, cond, start)
+        expected = len(x), grid.tokens, self.family.hidden_size
+        for residual in returned.both:
+            if tuple(residual.shape) != expected:
+                raise Unsupported(f"it returned {tuple(residual.shape)} where the model has {expected}")
         rows = mask = None
         if self.sides != (None, None):
             rows = [self.sides[int(mark)] for mark in self.transformer_options["cond_mark"].flatten()]
@@ -174,11 +199,11 @@ class Link:
             row, col = start or (0, 0)
             extent = self.picture if start is None else self.grid
             mask = self.mask[:, row : row + extent.height, col : col + extent.width].flatten(1, 2)
-
-        def part(blocks: Sequence[Tensor]) -> Part:
-            return Part(blocks, grid, self.strength, self.module.index_of, returned.cyclic, mask, rows)
-
-        return [*before, (part(returned.double), part(returned.single))]
+        double, single = (
+            Part(blocks, grid, self.strength, self.module.index_of, returned.cyclic, mask, rows)
+            for blocks in (returned.double, returned.single)
+        )
+        return double, single
 
     def returned(self, x: Tensor, t: Tensor, cond: dict, start: tuple[int, int] | None) -> tuple[Residuals, Grid]:
         """What the net returns, and the grid that it is on."""
@@ -227,58 +252,15 @@ class Link:
         return tokens + model.cropped_pos_embed(latent.shape[-2:]).to(tokens)
 
 
-def adding(model: nn.Module, control: dict[str, Added], text: int) -> AbstractContextManager:
-    """Have a FLUX whose forward drops `control` add it to the image tokens after each of its blocks, for one call.
+def release_with(p: object, link: Link) -> None:
+    """Have a link release what it holds when the generation is gone.
 
-    Args:
-        model: the host's.
-        control: what is added after "input" (double) and "output" (single) blocks.
-        text: number of text tokens, which precede the image's in a single block.
+    The host keeps a generation's last unet until the next one, and does not clean up after an error.
     """
+    reference = weakref.ref(link)  # or the links of all passes would stay until then
 
-    def after_double(block: int) -> Callable:
-        def change(out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            image, words = out
-            share = control["input"][block]
-            return (image if share is None else image + share), words
+    def release() -> None:
+        if (kept := reference()) is not None:
+            kept.release()
 
-        return change
-
-    def after_single(block: int) -> Callable:
-        def change(out: Tensor) -> Tensor:
-            share = control["output"][block]
-            if share is not None:
-                out[:, text : text + share.shape[1]] += share
-            return out
-
-        return change
-
-    double = ((block, after_double(i)) for i, block in enumerate(model.double_blocks))
-    single = ((block, after_single(i)) for i, block in enumerate(model.single_blocks))
-    return changed_outputs([*double, *single])
-
-
-def heeding(unet: object) -> object:
-    """The unet where its model takes control itself; else a clone whose model function adds it, chained as ours are."""
-    model = unet.model.diffusion_model
-    outer = unet.model_options.get(WRAPPER)
-    if "control" in inspect.signature(model.forward).parameters or hasattr(outer, "resdit_heeds"):
-        return unet
-    clone = unet.clone()
-
-    # Only plain functions may live in model_options: the host deep-copies what is stored there.
-    def wrapper(apply_model: Callable[..., Tensor], args: dict) -> Tensor:
-        def innermost(x: Tensor, t: Tensor, **c: object) -> Tensor:
-            control = c.get("control")
-            if control is None:
-                return apply_model(x, t, **c)
-            with adding(model, control, c["c_crossattn"].shape[1]):
-                return apply_model(x, t, **c)
-
-        if outer is not None:
-            return outer(innermost, args)
-        return innermost(args["input"], args["timestep"], **args["c"])
-
-    wrapper.resdit_heeds = True
-    clone.set_model_unet_function_wrapper(wrapper)
-    return clone
+    weakref.finalize(p, release).atexit = False

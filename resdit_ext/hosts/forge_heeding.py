@@ -1,0 +1,71 @@
+"""Control in a FLUX whose forward drops it, as Forge's and ersatzForge's does; Neo's and every SD3 take it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from torch import Tensor, nn
+
+from ..control.added import Added
+from ..patching import changed_outputs
+
+WRAPPER = "model_function_wrapper"
+
+
+def adding(model: nn.Module, control: dict[str, Added], text: int) -> AbstractContextManager:
+    """Have a FLUX whose forward drops `control` add it to the image tokens after each of its blocks, for one call.
+
+    Args:
+        model: the host's.
+        control: what is added after "input" (double) and "output" (single) blocks.
+        text: number of text tokens, which precede the image's in a single block.
+    """
+
+    def after_double(block: int) -> Callable:
+        def change(out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            image, words = out
+            share = control["input"][block]
+            return (image if share is None else image + share), words
+
+        return change
+
+    def after_single(block: int) -> Callable:
+        def change(out: Tensor) -> Tensor:
+            share = control["output"][block]
+            if share is not None:
+                out[:, text : text + share.shape[1]] += share
+            return out
+
+        return change
+
+    double = ((block, after_double(i)) for i, block in enumerate(model.double_blocks))
+    single = ((block, after_single(i)) for i, block in enumerate(model.single_blocks))
+    return changed_outputs([*double, *single])
+
+
+def heeding(unet: object) -> object:
+    """The unet where its model takes control itself; else a clone whose model function adds it, chained as ours are."""
+    model = unet.model.diffusion_model
+    outer = unet.model_options.get(WRAPPER)
+    if "control" in inspect.signature(model.forward).parameters or hasattr(outer, "resdit_heeds"):
+        return unet
+    clone = unet.clone()
+
+    # Only plain functions may live in model_options: the host deep-copies what is stored there.
+    def wrapper(apply_model: Callable[..., Tensor], args: dict) -> Tensor:
+        def innermost(x: Tensor, t: Tensor, **c: object) -> Tensor:
+            control = c.get("control")
+            if control is None:
+                return apply_model(x, t, **c)
+            with adding(model, control, c["c_crossattn"].shape[1]):
+                return apply_model(x, t, **c)
+
+        if outer is not None:
+            return outer(innermost, args)
+        return innermost(args["input"], args["timestep"], **args["c"])
+
+    wrapper.resdit_heeds = True
+    clone.set_model_unet_function_wrapper(wrapper)
+    return clone
