@@ -74,6 +74,9 @@ def test_parts_are_put_together(tmp_path):
     for i, path in enumerate(paths):  # whichever was chosen
         same_weights(build(recognise({name: state[name] for name in names[i::3]}, path)), state)
     part = {name: state[name] for name in names[1::3]}
+    paths[2].write_bytes(paths[2].read_bytes()[:-1])
+    with pytest.raises(Unsupported, match=r"of its part model-00003-of-00003\.safetensors: it is truncated"):
+        recognise(part, paths[1])
     paths[2].unlink()
     with pytest.raises(Unsupported, match=r"one of 3 parts, and model-00003-of-00003\.safetensors is not beside it"):
         recognise(part, paths[1])

@@ -1,24 +1,29 @@
 """The units of the ControlNet panel: before the panel sees them, as it makes and links them, and where it fails."""
 
 import gc
+import math
 import sys
 import weakref
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 from resdit_ext import ResDiTConfig
-from resdit_ext.hosts import forge_control, forge_panel
+from resdit_ext.errors import Unsupported
+from resdit_ext.hosts import forge, forge_control, forge_panel
 from resdit_ext.hosts.forge_control import ResDiTControl
 from resdit_ext.hosts.forge_heeding import heeding
 from resdit_ext.memory import OutOfMemory
 from resdit_ext.webui import control, lifecycle
 from tests.control_host import WRAPPER, Generation, Network, family_of, unet_of
-from tests.control_nets import as_stability, net_of
+from tests.control_nets import KINDS, as_stability, as_xlabs, net_of
 
 SIGMAS = [1 - i / 10 for i in range(11)]
 PICTURE = torch.rand(1, 3, 64, 64)
@@ -38,8 +43,13 @@ class Panel:
     def __init__(self, first, count):
         self.args_from, self.args_to, self.current_params = first, first + count, {}
 
+        self.prepared = []
+
     def title(self):
         return "ControlNet"
+
+    def process(self, _, *units):
+        self.prepared.append(units)
 
 
 def page(*units, prepared=(), before=3, **attributes):
@@ -68,10 +78,50 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def reviewed(p, most=None):
+def reviewed(p, most=None, family=None):
     said = []
-    forge_panel.review(p, most, said.append)
+    forge_panel.review(p, most, family, said.append)
     return said
+
+
+FOR_UNETS = {
+    "zero_convs.0.0.weight": "ControlNet",
+    "control_model.zero_convs.0.0.weight": "ControlNet",
+    "controlnet_cond_embedding.conv_in.weight": "ControlNet",
+    "lora_controlnet": "Control-LoRA",
+    "body.0.in_conv.weight": "T2I-Adapter",
+    "adapter.body.0.in_conv.weight": "T2I-Adapter",
+    "body.0.block2.weight": "T2I-Adapter",
+    "adapter.body.0.resnets.0.block1.weight": "T2I-Adapter",
+    "lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.conditioning1.0.weight": "ControlLLLite",
+}
+
+
+@pytest.mark.parametrize(("name", "what"), FOR_UNETS.items())
+def test_a_file_for_a_unet_is_left_out_beside_a_transformer_alone(name, what, files):
+    save_file({name: torch.zeros(1), "other": torch.zeros(1)}, files / "unets.safetensors")
+    bad, good = Unit(model="unets"), Unit(model="good")
+    p = page(bad, good)
+    (message,) = reviewed(p, family="FLUX.1")
+    assert message.startswith(f"ControlNet unets.safetensors is left out: it is a {what} for ")
+    assert message.endswith(", and the model is FLUX.1")
+    assert not p.script_args[3].enabled and p.script_args[4] is good and bad.enabled
+    assert reviewed(page(bad, good)) == []  # beside a UNet
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_for_a_transformer_is_none_for_a_unet(kind, files):
+    state = net_of(kind).state_dict()
+    for names in (state, as_xlabs(state)) if kind == "flux xlabs" else (state,):
+        save_file({name: torch.zeros(1) for name in names}, files / "net.safetensors")
+        assert reviewed(page(Unit(model="net")), family="SD3") == []
+
+
+def test_a_pickle_file_is_left_out_beside_a_transformer_unopened(files):
+    (message,) = reviewed(page(Unit(model="older")), family="SD3")
+    assert message == (
+        "ControlNet older.pth is left out: only safetensors files are read; a pickle file can run programs"
+    )
 
 
 @pytest.mark.parametrize("kind", [Unit, dict])
@@ -138,17 +188,102 @@ def test_the_first_unit_that_the_panel_could_not_prepare_is_named(files):
     forge_panel.report_failures(page(Unit(), Unit(enabled=False), prepared=[0]), pytest.fail)
 
 
+def loaded(monkeypatch, family):
+    """A model of this family, or of none that is ours."""
+
+    def identify(model):
+        if model is None:
+            raise Unsupported("a UNet")
+        return SimpleNamespace(name=model)
+
+    monkeypatch.setattr(forge, "identify", identify)
+    unet = SimpleNamespace(model=SimpleNamespace(diffusion_model=family))
+    return SimpleNamespace(forge_objects=SimpleNamespace(unet=unet))
+
+
+def prepare(p):
+    """The host's call of the panel's hook; returns the units that it gets."""
+    panel = p.scripts.alwayson_scripts[1]
+    panel.process(p, *p.script_args[panel.args_from : panel.args_to])
+    return panel.prepared[-1]
+
+
 def test_the_hooks_read_the_pass_and_never_fail(files, monkeypatch):
     p = page({"model": "cut", "image": "x", "pixel_perfect": True}, {"image": "x", "pixel_perfect": True})
     p.width = p.height = 3072
     p._resdit = lifecycle.Generation(SimpleNamespace(config=ResDiTConfig(), values={"apply_to": "both"}))
     control.before_process(p)
+    assert p.comments == []  # the model is not loaded yet
+    p.sd_model = loaded(monkeypatch, "FLUX.1")
+    prepared = prepare(p)
     assert ["cut.safetensors is left out" in p.comments[0], "works at 1024 pixels" in p.comments[1]] == [True, True]
+    assert [unit.get("enabled", True) for unit in prepared] == [False, True] and prepared == p.script_args[3:5]
     control.before_sampling(p)
     assert "the second ControlNet unit" in p.comments[2]  # the first is off now
     monkeypatch.setattr(forge_panel, "review", lambda *_: 1 / 0)
     control.before_process(p)
-    assert len(p.comments) == 3
+    assert prepare(p) == prepared and len(p.comments) == 3
+
+
+def test_the_panel_is_its_own_again_after_each_generation(files, monkeypatch):
+    theirs = []
+    p = page(Unit(model="cut"), width=64, height=64, sd_model=loaded(monkeypatch, "SD3"))
+    panel = p.scripts.alwayson_scripts[1]
+    for _ in range(2):  # the first generation has ended before the panel's turn
+        control.before_process(p)
+    prepare(p)
+    assert "process" not in vars(panel) and len(panel.prepared) == len(p.comments) == 1
+    panel.process = other = lambda p, *units: theirs.append(units)  # another extension's
+    control.before_process(p)
+    panel.process(p)
+    assert panel.process is other and len(theirs) == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "hires", "left_out"),
+    [("FLUX.1", {}, True), ("SD3", {}, True), (None, {}, False)]
+    + [("FLUX.1", {"enable_hr": True, "hr_checkpoint_name": name}, True) for name in (None, "Use same checkpoint")]
+    + [("FLUX.1", {"enable_hr": on, "hr_checkpoint_name": "a UNet"}, not on) for on in (True, False)],
+)
+def test_the_loaded_model_decides_whether_a_file_for_a_unet_may_stay(family, hires, left_out, files, monkeypatch):
+    save_file({"zero_convs.0.0.weight": torch.zeros(1)}, files / "unets.safetensors")
+    p = page(Unit(model="unets"), width=64, height=64, sd_model=loaded(monkeypatch, family), **hires)
+    control.before_process(p)
+    prepare(p)
+    assert p.script_args[3].enabled != left_out and len(p.comments) == left_out
+
+
+JUNK = [None, True, False, 0, -3, 1e300, "", "None", "good", "cut", "\0", "x" * 5000, [], [1], {}, {"value": "batch"}]
+
+
+IMAGE = np.zeros((2, 2, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    save_file({"zero_convs.0.0.weight": torch.zeros(1)}, folder / "good.safetensors")
+    (folder / "cut.safetensors").write_bytes(b"cut")
+    return folder
+
+
+@given(data=st.data())
+def test_no_unit_makes_the_review_raise(shelf, data):
+    """Whatever an API request or another extension puts into a unit: saying no to it is the panel's affair."""
+    fields = ("enabled", "model", "input_mode", "pixel_perfect", "processor_res", "weight", "guidance_start")
+    junk = st.sampled_from(JUNK)
+    fields = dict.fromkeys(fields, junk) | {name: junk | st.just(IMAGE) for name in ("image", "generated_image")}
+    given = st.fixed_dictionaries({}, optional=fields)
+    p = page(*data.draw(st.lists(given | given.map(lambda values: Unit(**values)) | junk, max_size=3)))
+    units = len(p.script_args) - 4
+    state = ModuleType("lib_controlnet.global_state")
+    state.get_controlnet_filename = {"good": shelf / "good.safetensors", "cut": shelf / "cut.safetensors"}.__getitem__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "lib_controlnet.global_state", state)
+        for family in (None, "SD3"):
+            forge_panel.review(p, 512, family, p.comment)
+            forge_panel.report_failures(p, p.comment)
+    assert len(p.script_args) == units + 4 and p.script_args[:3] == ("other",) * 3
 
 
 def test_in_a1111_units_beside_sd3_are_said_to_have_no_effect(monkeypatch):
@@ -415,6 +550,40 @@ def test_an_error_of_ours_is_said_and_the_image_is_made(monkeypatch):
     p.add(net_of("flux").state_dict(), PICTURE, x)
     (said,) = p.said
     assert "internal error (ZeroDivisionError" in said and p.unet.linked is None
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "name"),
+    [
+        ("strength", math.nan, "weight"),
+        ("strength", math.inf, "weight"),
+        ("start_percent", math.nan, "first step"),
+        ("end_percent", -math.inf, "last step"),
+    ],
+)
+def test_numbers_that_are_none_are_said(attribute, value, name, monkeypatch):
+    p, x = generation(monkeypatch)
+    p.add(net_of("flux").state_dict(), PICTURE, x, **{attribute: value})
+    assert p.said == [f"ControlNet net.safetensors is left out: its {name} is {value}, and must be a finite number"]
+    assert p.unet.linked is None
+
+
+@pytest.mark.parametrize(("start", "end", "acts"), [(0.8, 0.2, False), (-3, 7, True), (5, 9, False), (1, 1, False)])
+def test_a_range_out_of_order_or_bounds_is_no_error(start, end, acts, monkeypatch):
+    p, x = generation(monkeypatch)
+    p.add(net_of("flux").state_dict(), PICTURE, x, start_percent=start, end_percent=end)
+    with torch.inference_mode():
+        assert [p.control(x, sigma, **CONDITIONING) is not None for sigma in (1.0, 0.5, 0.1)] == [acts] * 3
+    assert p.said == []
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    """Whatever goes wrong while the panel makes the unit; an error there would cost the units after it too."""
+    p, x = generation(monkeypatch)
+    monkeypatch.setattr(forge_control, "check_shapes", lambda _: 1 / 0)
+    p.add(net_of("flux").state_dict(), PICTURE, x)
+    assert p.said == ["ControlNet net.safetensors is left out: it cannot be read (ZeroDivisionError: division by zero)"]
+    assert p.unet.linked is None
 
 
 def test_a_file_of_another_kind_is_for_another_class():

@@ -20,6 +20,14 @@ Weights = Mapping[str, Tensor]
 ANCHORS = ("controlnet_blocks.0.weight", "controlnet_single_blocks.0.weight")
 SHARD = re.compile(r"(?P<stem>.*-)(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 SUFFIXES = (".safetensors", ".sft")
+PICKLED = "only safetensors files are read; a pickle file can run programs"
+# Names of tensors that only the files of the hosts' own nets have, none of which is for FLUX or SD3; by what those are.
+FOR_OTHERS = {
+    "ControlNet for SD 1.5, SD 2 or SDXL": r"(zero_convs\.0\.0|controlnet_cond_embedding\.conv_in)\.weight$",
+    "Control-LoRA for SDXL": r"^lora_controlnet$",
+    "T2I-Adapter for SD 1.5 or SDXL": r"body\.0\.(in_conv|block2|resnets\.0\.block1)\.weight$",
+    "ControlLLLite for SDXL or Anima": r"lllite",
+}
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,8 @@ def with_shards(weights: Weights, path: Path) -> Weights:
             continue
         if not part.is_file():
             raise Unsupported(f"it is one of {int(match['count'])} parts, and {part.name} is not beside it")
+        if reason := why_unreadable(part):
+            raise Unsupported(f"of its part {part.name}: {reason}")
         whole |= load_file(part)
     return whole
 
@@ -143,3 +153,10 @@ def why_unreadable(path: Path) -> str | None:
             return None if file.keys() else "it holds no tensors"
     except (SafetensorError, OSError, ValueError) as error:
         return f"it is truncated, or no safetensors file ({error})"
+
+
+def made_for_others(path: Path) -> str | None:
+    """What kind of file for other models a readable safetensors file is, by its tensors' names alone; else None."""
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+    return next((kind for kind, sign in FOR_OTHERS.items() if any(re.search(sign, name) for name in names)), None)

@@ -8,7 +8,7 @@ moves them to the device and off it.
 from __future__ import annotations
 
 import logging
-import weakref
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -21,16 +21,17 @@ from torch import Tensor
 from ..config import ResDiTConfig
 from ..control import family_module, recognise
 from ..control.added import token_mask
-from ..control.checkpoint import SUFFIXES, Checkpoint, why_unreadable
+from ..control.checkpoint import PICKLED, SUFFIXES, Checkpoint, why_unreadable
 from ..control.hint import pixels, seeded, shown, toned
 from ..control.nets import build, check_shapes
 from ..errors import ResDiTError, Unsupported
-from ..families import identify
+from ..families import Family, identify
 from ..geometry import Grid, Layout
 from ..schedule import shifted_sigmas, usable_sigmas, window
 from .forge_fit import misfit
 from .forge_heeding import heeding
-from .forge_link import Held, Link, release_with
+from .forge_link import Held, Link, in_words
+from .lifetime import release_with, teller
 
 logger = logging.getLogger("ResDiT")
 
@@ -81,17 +82,6 @@ def encode(p: object, checkpoint: Checkpoint, picture: Tensor) -> Tensor:
     return latents + first_stage.shift_factor * first_stage.scaling_factor
 
 
-def teller(p: object, name: str, say: Callable[[object, str], None]) -> Callable[[str], None]:
-    """What tells a generation's user of a file as long as there is the generation: a pass's unet outlives it."""
-    generation = weakref.ref(p)
-
-    def tell(message: str) -> None:
-        if (alive := generation()) is not None:
-            say(alive, f"ControlNet {name} {message}")
-
-    return tell
-
-
 def stamp_of(path: Path) -> tuple[int, int] | None:
     """What changes when a file is replaced; None where there is none."""
     try:
@@ -128,10 +118,13 @@ class ResDiTControl:
             if checkpoint is None:
                 return None
             if path.suffix.lower() not in SUFFIXES:
-                raise Unsupported("only safetensors files are read; a pickle file can run programs")
+                raise Unsupported(PICKLED)
             check_shapes(checkpoint)
         except ResDiTError as reason:
             return cls(path, None, str(reason))
+        except Exception as error:
+            logger.debug("reading a control net failed", exc_info=True)
+            return cls(path, None, f"it cannot be read ({in_words(error)})")
         logger.info("%s: a control net for %s (%s)", path.name, checkpoint.family, checkpoint.kind)
         return cls(path, checkpoint)
 
@@ -153,7 +146,7 @@ class ResDiTControl:
     ) -> None:
         """Link the net into this pass's unet; where that cannot be, say why and leave the unet as it is."""
         self.advanced_mask_weighting = None  # the panel's copy of `mask`, which its cache of files would keep
-        say = teller(process, self.path.name, self.passes.say)
+        say = teller(process, f"ControlNet {self.path.name} ", self.passes.say)
         if self.refusal is not None:
             say(f"is left out: {self.refusal}")
             return
@@ -165,14 +158,22 @@ class ResDiTControl:
             logger.exception("internal error")
             say(f"is left out: internal error ({type(error).__name__}: {error}); please report it with the log")
 
+    def check(self, model: object, family: Family, x: Tensor, mask: Tensor | None) -> None:
+        """Raise Unsupported where the net is for another model, or the unit has numbers or a mask that are none."""
+        if reason := misfit(self.checkpoint, family, model, x.shape[1]):
+            raise Unsupported(reason)
+        numbers = {"weight": self.strength, "first step": self.start_percent, "last step": self.end_percent}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise Unsupported(f"its {name} is {value}, and must be a finite number")
+        if mask is not None and (mask.ndim != 4 or mask.shape[1] != 1):
+            raise Unsupported(f"its mask is {tuple(mask.shape)}, and one has (B, 1, H, W)")
+
     def link(self, p: object, cond: object, mask: Tensor | None, given: dict, say: Callable[[str], None]) -> None:
         """Encode the hint, make the net if this is its first use, and link it into a clone of the unet."""
         unet = p.sd_model.forge_objects.unet
         family = identify(unet.model.diffusion_model)
-        if reason := misfit(self.checkpoint, family, unet.model.diffusion_model, given["x"].shape[1]):
-            raise Unsupported(reason)
-        if mask is not None and (mask.ndim != 4 or mask.shape[1] != 1):
-            raise Unsupported(f"its mask is {tuple(mask.shape)}, and one has (B, 1, H, W)")
+        self.check(unet.model.diffusion_model, family, given["x"], mask)
         picture = family.grid(given["x"])
         method = self.passes.method(p, picture)
         grid = picture if method is None else method[0].base

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -250,17 +249,3 @@ class Link:
         model = self.model.diffusion_model
         tokens = model.x_embedder(latent.to(self.model.computation_dtype))
         return tokens + model.cropped_pos_embed(latent.shape[-2:]).to(tokens)
-
-
-def release_with(p: object, link: Link) -> None:
-    """Have a link release what it holds when the generation is gone.
-
-    The host keeps a generation's last unet until the next one, and does not clean up after an error.
-    """
-    reference = weakref.ref(link)  # or the links of all passes would stay until then
-
-    def release() -> None:
-        if (kept := reference()) is not None:
-            kept.release()
-
-    weakref.finalize(p, release).atexit = False

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..control.checkpoint import why_unreadable
+from ..control.checkpoint import PICKLED, SUFFIXES, made_for_others, why_unreadable
 
 TITLE = "ControlNet"
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -75,12 +75,25 @@ def changed(unit: object, **values: object) -> object:
     return unit
 
 
-def review(p: object, most: int | None, say: Callable[[str], None]) -> None:
+def why_useless(file: Path, family: str | None) -> str | None:
+    """Why a unit with this file cannot work beside a model of this family of ours (None: another), or None."""
+    if reason := why_unreadable(file):
+        return reason
+    if family is None:
+        return None
+    if file.suffix.lower() not in SUFFIXES:
+        return PICKLED
+    kind = made_for_others(file)
+    return kind and f"it is a {kind}, and the model is {family}"
+
+
+def review(p: object, most: int | None, family: str | None, say: Callable[[str], None]) -> None:
     """Switch off, for this generation, units that cannot work, and keep preprocessors at a size they were made for.
 
     Args:
         p: the host's object of the generation.
         most: pixels of the short side that "pixel perfect" may ask of a preprocessor; None for any.
+        family: of the loaded model, by name, where all passes use it and it is one of ours; else None.
         say: tells the user once.
     """
     panel = panel_of(p)
@@ -89,7 +102,7 @@ def review(p: object, most: int | None, say: Callable[[str], None]) -> None:
     arguments = list(p.script_args)
     for index, unit in enabled_units(p, panel):
         file = file_of(unit)
-        reason = why_unreadable(file) if file is not None else None
+        reason = why_useless(file, family) if file is not None else None
         if reason is not None:
             say(f"ControlNet {file.name} is left out: {reason}")
             arguments[index] = changed(unit, enabled=False)
@@ -101,6 +114,26 @@ def review(p: object, most: int | None, say: Callable[[str], None]) -> None:
             arguments[index] = changed(unit, pixel_perfect=False, processor_res=most)
     if any(new is not old for new, old in zip(arguments, p.script_args, strict=True)):
         p.script_args = type(p.script_args)(arguments)
+
+
+def before_it_prepares(p: object, act: Callable[[object], None]) -> None:
+    """Have `act(p)` run once, right before the panel prepares the units: the model is loaded by then, and not before.
+
+    The panel comes before this extension in each of the host's hooks, and the hooks before that one are too early.
+    """
+    panel = panel_of(p)
+    if panel is None:
+        return
+    own = vars(panel)
+    before = {name: own[name] for name in ("process",) if name in own}
+
+    def process(p: object, *_: object, **kwargs: object) -> object:
+        del own["process"]
+        own.update(before)
+        act(p)
+        return panel.process(p, *p.script_args[panel.args_from : panel.args_to], **kwargs)
+
+    panel.process = process
 
 
 def report_failures(p: object, say: Callable[[str], None]) -> None:

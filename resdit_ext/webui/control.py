@@ -7,8 +7,9 @@ import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 
+from ..errors import Unsupported
 from ..geometry import Grid
-from ..hosts import a1111, forge_control, forge_panel
+from ..hosts import a1111, forge, forge_control, forge_panel
 from . import lifecycle, settings
 from .options import PIXELS_PER_TOKEN
 
@@ -17,6 +18,7 @@ NOTE = (
     "ControlNet has no effect on SD3 in this WebUI, whose extension knows neither SD3 nor FLUX. It has in Forge, Forge "
     "Neo and ersatzForge."
 )
+SAME_CHECKPOINT = (None, "", "Use same checkpoint")  # the hosts' words for a hires pass with the first one's model
 
 
 def unharmful(hook: Callable) -> Callable:
@@ -55,12 +57,28 @@ def register() -> None:
     )
 
 
+def family_of_passes(p: object) -> str | None:
+    """The family of the model that makes all passes, by name; None where it is none of ours, or changes."""
+    if getattr(p, "enable_hr", False) and getattr(p, "hr_checkpoint_name", None) not in SAME_CHECKPOINT:
+        return None
+    try:
+        return forge.family_of(p).name
+    except Unsupported:
+        return None
+
+
 @unharmful
-def before_process(p: object) -> None:
-    """Look at the units before the panel does; call after ResDiT has set the size."""
+def review(p: object) -> None:
+    """Look at the units, once the model is loaded and ResDiT has set the size."""
     method = lifecycle.method_of_pass(p, Grid(-(-p.height // PIXELS_PER_TOKEN), -(-p.width // PIXELS_PER_TOKEN)))
     most = None if method is None else PIXELS_PER_TOKEN * min(method[0].base.height, method[0].base.width)
-    forge_panel.review(p, most, functools.partial(lifecycle.tell, p))
+    forge_panel.review(p, most, family_of_passes(p), functools.partial(lifecycle.tell, p))
+
+
+@unharmful
+def before_process(p: object) -> None:
+    """Have the units looked at before the panel works on them; call after ResDiT has set the size."""
+    forge_panel.before_it_prepares(p, review)
     if a1111.orders_control(p):
         lifecycle.tell(p, NOTE)
 
