@@ -21,7 +21,7 @@ from torch import Tensor
 from ..config import ResDiTConfig
 from ..control import family_module, recognise
 from ..control.added import token_mask
-from ..control.checkpoint import PICKLED, SUFFIXES, Checkpoint, why_unreadable
+from ..control.checkpoint import PICKLED, SUFFIXES, Checkpoint, Weights, why_unreadable
 from ..control.hint import pixels, seeded, shown, toned
 from ..control.nets import build, check_shapes
 from ..errors import ResDiTError, Unsupported
@@ -82,6 +82,17 @@ def encode(p: object, checkpoint: Checkpoint, picture: Tensor) -> Tensor:
     return latents + first_stage.shift_factor * first_stage.scaling_factor
 
 
+def read(weights: Weights, path: Path) -> Checkpoint | None:
+    """The control net in a file; None where it is another class's; raises Unsupported where it cannot be used."""
+    checkpoint = recognise(weights, path)
+    if checkpoint is None:
+        return None
+    if path.suffix.lower() not in SUFFIXES:
+        raise Unsupported(PICKLED)
+    check_shapes(checkpoint)
+    return checkpoint
+
+
 def stamp_of(path: Path) -> tuple[int, int] | None:
     """What changes when a file is replaced; None where there is none."""
     try:
@@ -114,17 +125,14 @@ class ResDiTControl:
         """The unit for a file's tensors; one that refuses with the reason for a bad file; None for another class's."""
         path = Path(ckpt_path)
         try:
-            checkpoint = recognise(state_dict, path)
-            if checkpoint is None:
-                return None
-            if path.suffix.lower() not in SUFFIXES:
-                raise Unsupported(PICKLED)
-            check_shapes(checkpoint)
+            checkpoint = read(state_dict, path)
         except ResDiTError as reason:
             return cls(path, None, str(reason))
         except Exception as error:
             logger.debug("reading a control net failed", exc_info=True)
             return cls(path, None, f"it cannot be read ({in_words(error)})")
+        if checkpoint is None:
+            return None
         logger.info("%s: a control net for %s (%s)", path.name, checkpoint.family, checkpoint.kind)
         return cls(path, checkpoint)
 

@@ -70,7 +70,14 @@ BAD = {  # file -> what is said of it
     "lacking.safetensors": "it lacks controlnet_blocks.1.bias",
     "alien.safetensors": "and the model is",
     "narrow.safetensors": "it is for another size",
+    "wordy.safetensors": "it is for another size",  # its text's channels
+    "unets.safetensors": "it is a ControlNet for SD 1.5, SD 2 or SDXL, and the model is",
     "pickled.pth": "only safetensors files are read",
+}
+# A net that fits the model by its sizes and fails when it is called, and what is said of it.
+FAILING = {
+    "flux": (("flux xlabs", FLUX | dict(conditioning_embedding_channels=8)), "its calculation failed (RuntimeError: "),
+    "sd3": (("sd3", SD3 | dict(pos_embed_max_size=4)), "it has no positions beyond 64 pixels a side"),
 }
 
 
@@ -101,6 +108,13 @@ def write_nets(folder, host, model):
     save_file({k: v for k, v in small.items() if k != "controlnet_blocks.1.bias"}, folder / "lacking.safetensors")
     save_file(state_of(*NETS["sd3" if model == "flux" else "flux"]["plain"], 9), folder / "alien.safetensors")
     save_file(state_of(kind, changes | NARROW[model], 9), folder / "narrow.safetensors")
+    save_file(state_of(kind, changes | dict(joint_attention_dim=48), 9), folder / "wordy.safetensors")
+    unets = {"zero_convs.0.0.weight": torch.ones(4, 4, 1, 1), "input_hint_block.0.weight": torch.ones(4, 3, 3, 3)}
+    save_file(unets, folder / "unets.safetensors")
+    kind, changes = FAILING[model][0]
+    if (host, model) == ("ersatz", "flux"):
+        changes = changes | WIDE | ONE_DOUBLE
+    save_file(state_of(kind, changes, 9), folder / "failing.safetensors")
     torch.save(small, folder / "pickled.pth")
     truncated = folder / "truncated.safetensors"
     save_file(small, truncated)
@@ -354,6 +368,22 @@ def test_a_bad_file_is_left_out(ui, plain, file):
 def test_a_good_unit_acts_beside_a_bad_one(ui, controlled):
     assert ui.make(ui.unit("truncated"), ui.unit()).equals(controlled)
     assert ui.make(ui.unit(), ui.unit("lacking")).equals(controlled)
+    beside = ui.make(ui.unit("unets"), ui.unit("wordy"), ui.unit())
+    assert beside.equals(controlled) and "Traceback" not in beside.said
+
+
+@pytest.mark.parametrize("resdit", [None, THRICE], ids=["base", "resdit"])
+def test_a_net_that_fails_while_sampling_is_left_out(ui, resdit):
+    said = FAILING[ui.model][1]
+    none, good = ui.make(resdit=resdit), ui.make(ui.unit(), resdit=resdit)
+    bad, first, last = (
+        ui.make(*units, resdit=resdit)
+        for units in ((ui.unit("failing"),), (ui.unit("failing"), ui.unit()), (ui.unit(), ui.unit("failing")))
+    )
+    assert good.differs(none) and bad.equals(none) and first.equals(good) and last.equals(good)
+    for made in (bad, first, last):
+        assert made.said.count(f"ControlNet failing.safetensors is left out: {said}") == 1
+        assert "Traceback" not in made.said
 
 
 def test_a_file_that_is_no_control_net_is_named(ui, plain, controlled):
