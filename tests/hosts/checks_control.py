@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,15 +109,23 @@ class Generation:
             say=lambda p, message: p.said.append(message),
         )
 
-    def add(self, state: dict[str, Tensor], x: Tensor, mask: Tensor | None = None, seed: int = 3, **attributes) -> None:
-        """One unit of the panel."""
+    def add(
+        self,
+        state: dict[str, Tensor],
+        x: Tensor,
+        mask: Tensor | None = None,
+        seed: int = 3,
+        said: int = 0,
+        **attributes: object,
+    ) -> None:
+        """One unit of the panel, of which so many things are said."""
         height, width = (8 * side for side in x.shape[-2:])
         hint = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
         unit = forge_control.ResDiTControl.try_build_from_state_dict(dict(state), "net.safetensors")
         for name, value in attributes.items():
             setattr(unit, name, value)
         unit.process_before_every_sampling(self, hint, mask, x=x)
-        same(self.said, [], "messages")
+        same(len(self.said), said, f"messages {self.said}")
 
     @property
     def unet(self) -> object:
@@ -242,6 +252,61 @@ def control_with_the_method_in_flux(bench: Bench) -> str:
 @check
 def control_with_the_method_in_sd3(bench: Bench) -> str:
     return check_with_the_method(bench, "sd3")
+
+
+def check_a_generations_end(bench: Bench, family: str) -> str:
+    """The host keeps the last pass's unet; of the generation nothing is left in it, after an error neither."""
+    unet, nets = base_and_nets(bench, family)
+    x, model = kit.latent(*TRIPLE), unet.model.diffusion_model
+    blocks = model.double_blocks if family == "flux" else model.joint_blocks
+    for fails in (False, True):
+        p = Generation(unet, CONFIG)
+        p.add(nets[0], x, mask=torch.ones(1, 1, 64, 64))
+        kept = attach(p.unet, Run(CONFIG))
+        link = kept.controlnet_linked_list
+        watched = [weakref.ref(each) for each in (p, link.hint, link.mask, *link.patch_hints.values())]
+        handle = blocks[0].register_forward_pre_hook(lambda *_: 1 / 0) if fails else None
+        try:
+            kit.velocity(kept, x, SIGMA)
+        except ZeroDivisionError:
+            assert fails, "it failed"
+        finally:
+            if handle is not None:
+                handle.remove()
+        del p
+        gc.collect()
+        same([each() is None for each in watched], [True] * len(watched), f"gone, {fails=}")
+        same(kept.controlnet_linked_list, link, "link")
+    return f"{len(watched)} objects are gone"
+
+
+@check
+def control_ends_with_its_generation_in_flux(bench: Bench) -> str:
+    return check_a_generations_end(bench, "flux")
+
+
+@check
+def control_ends_with_its_generation_in_sd3(bench: Bench) -> str:
+    return check_a_generations_end(bench, "sd3")
+
+
+@check
+def control_nets_of_another_size_are_refused_before_sampling(bench: Bench) -> str:
+    """The host's own layers tell what goes into them."""
+    found = []
+    for family in ("flux", "sd3"):
+        try:
+            unet, nets = base_and_nets(bench, family)
+        except Skipped:
+            continue
+        x, text = kit.latent(*BASE), "context_embedder.weight"
+        pooled = "time_text_embed.text_embedder.linear_1.weight"
+        for name, expected in ((text, "its text tokens have"), (pooled, "its text vectors have")):
+            p = Generation(unet)
+            p.add(nets[0] | {name: torch.cat([nets[0][name]] * 2, 1)}, x, said=1)
+            assert expected in p.said[0] and p.unet is unet, f"{family}: {p.said[0]}"
+            found.append(name)
+    return f"{len(found)} nets"
 
 
 @check
