@@ -506,6 +506,20 @@ def test_nothing_of_a_generation_outlives_it(fails, monkeypatch):
     assert link.get_control(torch.randn(1, 4, 8, 8), torch.tensor([0.5]), CONDITIONING, 1) is None
 
 
+def test_the_panels_word_that_a_picture_is_made_frees_its_hints(monkeypatch):
+    """The hosts' samplers and the generation hold each other, until Python's next search for such rings."""
+    p, x = generation(monkeypatch)
+    state = net_of("flux").state_dict()
+    unit = p.add(state, PICTURE, x)
+    unit.process_before_every_sampling(p, PICTURE, None, x=x)  # a second unit of the panel with the same file
+    links = [p.unet.linked, p.unet.linked.previous_controlnet]
+    hints = [weakref.ref(link.hint) for link in links]
+    unit.process_after_every_sampling(p, None, None)
+    assert [hint() for hint in hints] == [None, None]
+    unit.process_before_every_sampling(p, PICTURE, None, x=x)  # the next picture
+    assert p.unet.linked.hint is not None and p.said == []
+
+
 def test_an_earlier_passs_hints_go_with_its_unet(monkeypatch):
     p, x = generation(monkeypatch)
     plain, state = p.unet, net_of("flux").state_dict()

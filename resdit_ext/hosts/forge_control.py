@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -116,6 +117,7 @@ class ResDiTControl:
     def __init__(self, path: Path, checkpoint: Checkpoint | None, refusal: str | None = None) -> None:
         self.path, self.checkpoint, self.refusal, self.stamp = path, checkpoint, refusal, stamp_of(path)
         self.model_patcher = None
+        self.links: weakref.WeakSet[Link] = weakref.WeakSet()  # of the passes so far, where the host still has them
         self.strength, self.start_percent, self.end_percent = 1.0, 0.0, 1.0
         self.positive_advanced_weighting = self.negative_advanced_weighting = None
         self.advanced_frame_weighting = self.advanced_sigma_weighting = self.advanced_mask_weighting = None
@@ -147,7 +149,9 @@ class ResDiTControl:
                 self.checkpoint, self.refusal = again.checkpoint, again.refusal
 
     def process_after_every_sampling(self, *_: object, **__: object) -> None:
-        """Nothing to do."""
+        """The pictures of a batch are made: free the hints, which the host's last unet would keep."""
+        for link in tuple(self.links):
+            link.release()
 
     def process_before_every_sampling(
         self, process: object, cond: object, mask: Tensor | None, *_: object, **kwargs: object
@@ -223,6 +227,7 @@ class ResDiTControl:
             shows=shows,
             say=say,
         )
+        self.links.add(link)
         release_with(p, link)
         clone = heeding(unet).clone()
         clone.add_patched_controlnet(link)
