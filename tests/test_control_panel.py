@@ -1,6 +1,7 @@
 """The units of the ControlNet panel: before the panel sees them, as it makes and links them, and where it fails."""
 
 import gc
+import logging
 import math
 import sys
 import weakref
@@ -558,12 +559,35 @@ def test_what_is_no_picture_is_said(monkeypatch):
     assert p.said == ["ControlNet net.safetensors is left out: its preprocessor gave no picture but dict"]
 
 
-def test_an_error_of_ours_is_said_and_the_image_is_made(monkeypatch):
+@pytest.fixture
+def console(caplog):
+    """What the console gets as the settings are at first: the log's text, tracebacks and all."""
+    caplog.set_level(logging.INFO, "ResDiT")
+    logging.getLogger("ResDiT").addHandler(caplog.handler)
+    yield lambda: caplog.text
+    logging.getLogger("ResDiT").removeHandler(caplog.handler)
+
+
+def test_an_error_of_ours_is_said_and_the_image_is_made(monkeypatch, console):
     p, x = generation(monkeypatch)
     p.sd_model.encode_first_stage = lambda _: 1 / 0
     p.add(net_of("flux").state_dict(), PICTURE, x)
     (said,) = p.said
-    assert "internal error (ZeroDivisionError" in said and p.unet.linked is None
+    assert "internal error (ZeroDivisionError: division by zero); please report it" in said and p.unet.linked is None
+    control.before_sampling(SimpleNamespace(scripts=SimpleNamespace(alwayson_scripts=1)))
+    assert "left to the WebUI (TypeError: 'int' object is not iterable)" in console() and "Traceback" not in console()
+
+
+def test_no_memory_for_a_hint_is_said(monkeypatch):
+    p, x = generation(monkeypatch)
+
+    def encode(_):
+        raise OutOfMemory
+
+    p.sd_model.encode_first_stage = encode
+    p.add(net_of("flux").state_dict(), PICTURE, x)
+    assert p.said == ["ControlNet net.safetensors is left out: there is no memory for its hint"]
+    assert p.unet.linked is None
 
 
 @pytest.mark.parametrize(

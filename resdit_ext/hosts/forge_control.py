@@ -28,6 +28,7 @@ from ..control.nets import build, check_shapes
 from ..errors import ResDiTError, Unsupported
 from ..families import Family, identify
 from ..geometry import Grid, Layout
+from ..memory import OutOfMemory
 from ..schedule import shifted_sigmas, usable_sigmas, window
 from .forge_fit import misfit
 from .forge_heeding import heeding
@@ -166,9 +167,14 @@ class ResDiTControl:
             self.link(process, cond, mask, kwargs, say)
         except ResDiTError as reason:
             say(f"is left out: {reason}")
+        except OutOfMemory:
+            say("is left out: there is no memory for its hint")
         except Exception as error:
-            logger.exception("internal error")
-            say(f"is left out: internal error ({type(error).__name__}: {error}); please report it with the log")
+            logger.debug("internal error", exc_info=True)
+            say(
+                f"is left out: internal error ({in_words(error)}); please report it with the console's messages "
+                "(Settings > ResDiT High-Res: Detailed)"
+            )
 
     def check(self, model: object, family: Family, x: Tensor, mask: Tensor | None) -> None:
         """Raise Unsupported where the net is for another model, or the unit has numbers or a mask that are none."""

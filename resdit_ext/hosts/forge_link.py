@@ -129,7 +129,7 @@ class Link:
             self.previous_controlnet.pre_run(model, percent_to_timestep_function)
 
     def cleanup(self) -> None:
-        """Called by the host after sampling, of which the pass may have more; not called where that raised."""
+        """Called by the host after each sampling of the pass, unless that raised."""
         self.model = None
         if self.previous_controlnet is not None:
             self.previous_controlnet.cleanup()

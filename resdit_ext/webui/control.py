@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from ..errors import Unsupported
 from ..geometry import Grid
 from ..hosts import a1111, forge, forge_control, forge_panel
+from ..hosts.forge_link import in_words
 from . import lifecycle, settings
 from .options import PIXELS_PER_TOKEN
 
@@ -28,8 +29,9 @@ def unharmful(hook: Callable) -> Callable:
     def safe(p: object) -> None:
         try:
             hook(p)
-        except Exception:
-            logger.exception("the ControlNet panel is left to the WebUI")
+        except Exception as error:
+            logger.warning("the ControlNet panel is left to the WebUI (%s)", in_words(error))
+            logger.debug("internal error", exc_info=True)
 
     return safe
 
