@@ -20,6 +20,7 @@ from resdit_ext.webui.options import (
     preset_values,
     values_from_args,
 )
+from tests.api_requests import anything
 
 # The positional order is a public contract: a new option may only be appended.
 CONTRACT = [
@@ -122,6 +123,11 @@ def test_a_damaged_value_pastes_as_the_default(text):
             ({"preset": "Best"},),
             "preset is 'Best'; choose one of 'Balanced', 'Fast', 'More detail', 'More structure', 'Paper'",
         ),
+        (({"preset": []},), "preset is []; choose one of 'Balanced'"),
+        (({"preset": {}},), "preset is {}; choose one of 'Balanced'"),
+        (({"size": []},), "size is []; choose one of 'WebUI'"),
+        (({"width": {}},), "width is {}; it must be a whole number"),
+        (({"height": []},), "height is []; it must be a whole number"),  # though it would be the width too
         (({"attention_scale": "cube"},), "attention_scale is 'cube'; it must be one of 'off', 'sqrt-log', 'log' or"),
         (({"attention_scale": True},), "attention_scale is True"),
         (({"cutoff": None},), "cutoff is None"),
@@ -134,6 +140,20 @@ def test_a_bad_field_is_named(args, message):
     with pytest.raises(ResDiTError) as error:
         parse_request(args)
     assert str(error.value).startswith(message)
+
+
+@given(st.sampled_from(OPTIONS), anything)
+def test_any_value_of_any_option_is_taken_as_its_type_or_refused_by_name(option, value):
+    try:
+        taken, refusal = option.parse(value), None
+    except ResDiTError as error:
+        taken, refusal = None, str(error)
+    if refusal is not None:
+        assert refusal.startswith(f"{option.name} is ") and len(refusal) < 500
+    elif option.kind == "bool":
+        assert taken is value
+    else:
+        assert taken in option.choices or option.low <= taken <= option.high
 
 
 def test_what_is_switched_off_is_not_looked_at():

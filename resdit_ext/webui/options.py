@@ -199,9 +199,10 @@ def complete_size(given: dict[str, object]) -> dict[str, object]:
     """
     sides = [name for name in ("width", "height") if name in given]
     if sides and "ratio" not in given and given.get("size", CUSTOM_SIZE) == CUSTOM_SIZE:
-        # Parsed here where it stands for both, so that an error names the side that was given.
-        both = dict.fromkeys(("width", "height"), BY_NAME[sides[0]].parse(given[sides[0]])) if len(sides) == 1 else {}
-        return given | both | {"size": CUSTOM_SIZE, "ratio": FREE_RATIO}
+        if len(sides) == 1:
+            side = BY_NAME[sides[0]].parse(given[sides[0]])  # here, so that an error names the side that was given
+            given = given | {"width": side, "height": side}
+        return given | {"size": CUSTOM_SIZE, "ratio": FREE_RATIO}
     if "long_side" in given:
         return {"size": CUSTOM_SIZE} | given
     return given if sides or "ratio" in given else {"size": WEBUI_SIZE} | given
@@ -210,7 +211,7 @@ def complete_size(given: dict[str, object]) -> dict[str, object]:
 def values_from_args(args: tuple) -> dict[str, object]:
     """Options from a script's arguments: positional, or one dict as the first (`preset` allowed there).
 
-    A positional list means the page's own: what it ends before is the default, the size as well. In a dict the size
+    A positional list is the page's: what it does not reach has its default, the size as well. In a dict the size
     options mean what `complete_size` says, and an unknown name is refused.
     """
     if not args or not isinstance(args[0], dict):
