@@ -15,10 +15,13 @@ LONGEST_TEXT = 512  # FLUX's; SD3's is shorter
 DECODE_VALUES, ENCODE_VALUES = 960, 576
 
 
-def attention_cost(layout: Layout, config: ResDiTConfig, steps: int, text: int = LONGEST_TEXT) -> float:
+def attention_cost(
+    layout: Layout, config: ResDiTConfig, steps: int, text: int = LONGEST_TEXT, skipped: int = 0
+) -> float:
     """Operations of a run's attention relative to plain attention at the same size and number of steps.
 
-    Queries times keys, summed over the branches of every step; what the method adds around them is not counted.
+    Queries times keys, summed over the branches of every step but the first `skipped`; what the method adds around them
+    is not counted.
     """
     grid, base = layout.grid, layout.base
     whole, patch = text + grid.tokens, text + base.tokens
@@ -30,8 +33,8 @@ def attention_cost(layout: Layout, config: ResDiTConfig, steps: int, text: int =
         Phase.FUSED: (few**2 if Phase.FUSED in pooled else whole**2) + local,
         Phase.LOCAL: local,
     }
-    phases = steps_per_phase(config, steps)
-    return sum(n * per_step[phase] for phase, n in phases.items()) / (steps * whole**2)
+    phases = steps_per_phase(config, steps, skipped)
+    return sum(n * per_step[phase] for phase, n in phases.items()) / (sum(phases.values()) * whole**2)
 
 
 def activation_bytes(grid: Grid, family: Family, itemsize: int = 2) -> int:

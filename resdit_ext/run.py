@@ -9,11 +9,12 @@ from typing import TypeVar
 
 from .config import ResDiTConfig
 from .geometry import Grid, Layout, make_layout
-from .schedule import Phase, Schedule, make_schedule, shifted_sigmas, usable_sigmas
+from .schedule import Phase, Schedule, fault_in, make_schedule, shifted_sigmas, usable_sigmas
 
 logger = logging.getLogger("ResDiT")
 KEPT = 8  # plans: for two lengths of text (guidance) on the four sizes that a picture's tiles can have
 Made = TypeVar("Made")
+UNSUITABLE = "do not suit the model (try Euler with Simple)"
 ROUNDING = 0.25  # of a step, by which the host may have rounded a noise level up
 
 
@@ -54,19 +55,21 @@ class Run:
         self._made: dict[Hashable, object] = {}
         self.set_sigmas(sigmas, steps)
 
-    def set_sigmas(self, sigmas: Sequence[float] | None, steps: int = 35) -> None:
-        """Read the phases' noise levels from the run's list."""
+    def set_sigmas(self, sigmas: Sequence[float] | None, steps: int = 35, skipped: int | None = None) -> None:
+        """Read the phases' noise levels from the run's full list, of which the first `skipped` steps are not run.
+
+        Where that number is given, a first call in another phase than the list's is reported.
+        """
         values = usable_sigmas(sigmas)
         if values is None:
             if sigmas is not None:
                 self.say("the sampler's list of noise levels is not a descending one; FLUX's own schedule is used")
             values = shifted_sigmas(steps)
-        if max(values) > 1 + 1e-3:
-            self.say(
-                f"the noise levels start at {max(values):g}, where a flow model's start at 1: "
-                "this sampler and schedule type do not suit the model (try Euler with Simple)"
-            )
-        self.sigmas, self.schedule = values, make_schedule(self.config, values)
+        if fault := fault_in(values):
+            self.say(f"the noise levels {fault}: this sampler and schedule type {UNSUITABLE}")
+        start = min(skipped or 0, len(values) - 2)  # of a list that is shorter than it was to be
+        self.sigmas, self.schedule = values[start:], make_schedule(self.config, values)
+        self._begins = None if skipped is None else self.schedule.phase(self.sigmas[0])
 
     def say(self, message: str) -> None:
         """Tell the user, once per message."""
@@ -80,9 +83,14 @@ class Run:
 
     def phase(self, sigma: float) -> Phase:
         """The phase at `sigma`, counted; a value that no flow model has is clamped and reported."""
+        phase, expected, self._begins = self.schedule.phase(sigma), self._begins, None
         if self.schedule.is_odd(sigma):
             self.say(f"noise level {sigma:g} is outside 0 to {self.schedule.top:g}; the nearest is used")
-        phase = self.schedule.phase(sigma)
+        elif expected not in (None, phase):
+            self.say(
+                f"the first step is at noise level {sigma:g}, in the {phase.value} phase, and not at "
+                f"{self.sigmas[0]:g}, in the {expected.value} phase: this sampler and schedule type {UNSUITABLE}"
+            )
         self.calls[phase.value] += 1
         if self._on_step is not None:
             self._on_step(phase.value, *step_in_phase(self.schedule, self.sigmas, sigma))

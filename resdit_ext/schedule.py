@@ -11,6 +11,7 @@ from enum import Enum
 from .config import ResDiTConfig
 
 FLUX_SHIFT = 1.15  # mu of FLUX.1-dev; the hosts use it at every size
+LOWEST_START = 0.7  # the hosts' "DDIM" schedule type starts at .75 in two steps; lists for other models at .26 or 9999
 
 
 class Phase(Enum):
@@ -79,6 +80,19 @@ def usable_sigmas(sigmas: Sequence[float] | None) -> tuple[float, ...] | None:
     return values if len(values) >= 2 and all(map(math.isfinite, values)) and descending else None
 
 
+def fault_in(sigmas: Sequence[float]) -> str | None:
+    """What makes a full list of noise levels unfit for a flow model, fit to follow "the noise levels"; None if fit.
+
+    Such a model begins with noise alone, which is level 1, and a step that begins at 0 divides by it.
+    """
+    top = max(sigmas)
+    if not LOWEST_START <= top <= 1 + 1e-3:
+        return f"start at {top:g}, where a flow model's start at 1"
+    if sigmas[-2] <= 0:
+        return "are 0 before the last step, which makes the picture black"
+    return None
+
+
 def make_schedule(config: ResDiTConfig, sigmas: Sequence[float]) -> Schedule:
     """Turn the configuration's shares of steps into noise levels of the run's full list `sigmas`."""
     return Schedule(
@@ -88,8 +102,8 @@ def make_schedule(config: ResDiTConfig, sigmas: Sequence[float]) -> Schedule:
     )
 
 
-def steps_per_phase(config: ResDiTConfig, steps: int) -> dict[Phase, int]:
-    """How many of `steps` first-order steps fall in each phase."""
+def steps_per_phase(config: ResDiTConfig, steps: int, skipped: int = 0) -> dict[Phase, int]:
+    """How many of `steps` first-order steps, the first `skipped` left out, fall in each phase."""
     schedule = make_schedule(config, sigmas := shifted_sigmas(steps))
-    phases = [schedule.phase(sigma) for sigma in sigmas[:-1]]
+    phases = [schedule.phase(sigma) for sigma in sigmas[skipped:-1]]
     return {phase: phases.count(phase) for phase in Phase}

@@ -61,3 +61,9 @@ def test_the_memory_shown_covers_the_peak(setting):
 def test_the_cost_of_the_whole_picture_in_one_branch():
     layout = make_layout(Grid(128, 128), config := ResDiTConfig(global_until=1.0))
     assert attention_cost(layout, config, 35) == 1
+
+
+def test_of_a_part_of_the_steps_only_those_are_counted():
+    layout, config = make_layout(Grid(192, 192), ResDiTConfig()), ResDiTConfig(fused_until=0.57)
+    whole, late = attention_cost(layout, config, 20), attention_cost(layout, config, 20, skipped=15)
+    assert late == attention_cost(layout, ResDiTConfig(global_until=0, fused_until=0), 5) < whole

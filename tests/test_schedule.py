@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from resdit_ext import BALANCED, PAPER, ResDiTConfig
 from resdit_ext.run import Run
-from resdit_ext.schedule import Phase, boundary, make_schedule, shifted_sigmas, steps_per_phase, usable_sigmas
+from resdit_ext.schedule import (
+    Phase,
+    boundary,
+    fault_in,
+    make_schedule,
+    shifted_sigmas,
+    steps_per_phase,
+    usable_sigmas,
+)
 
 shares = st.floats(0, 1)
 
@@ -93,6 +101,45 @@ def test_unusable_lists_fall_back_to_flux(sigmas):
     assert usable_sigmas(sigmas) is None
     run = Run(PAPER, sigmas, say=said.append)
     assert run.schedule == Run(PAPER).schedule and len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "fault"),
+    [
+        (shifted_sigmas(4), None),
+        ([0.76, 0.4, 0.0], None),  # the hosts' "DDIM" schedule type in two steps
+        ([1.0, 0.0], None),
+        ([9999.0, 0.0], "start at 9999"),
+        ([14.6, 3.0, 0.0], "start at 14.6"),
+        ([0.26, 0.1, 0.0], "start at 0.26"),  # LCM on FLUX
+        ([0.9997, 0.6, 0.0, 0.0], "are 0 before the last step"),  # Automatic on SD3
+    ],
+)
+def test_lists_that_do_not_suit_a_flow_model_are_named(sigmas, fault):
+    assert fault_in(sigmas) is None if fault is None else fault in fault_in(sigmas)
+    said = []
+    Run(PAPER, sigmas, say=said.append)
+    assert (not said) if fault is None else (fault in said[0] and "try Euler with Simple" in said[0])
+
+
+def test_of_a_part_of_the_steps_the_phases_are_those_of_the_whole_list():
+    whole = shifted_sigmas(20)
+    run, part = Run(PAPER, whole), Run(PAPER)
+    part.set_sigmas(whole, 20, 12)
+    assert part.schedule == run.schedule and part.sigmas == whole[12:]
+    assert steps_per_phase(PAPER, 20, 12) == {Phase.GLOBAL: 0, Phase.FUSED: 0, Phase.LOCAL: 8}
+    part.set_sigmas(whole, 20, 100)
+    assert part.sigmas == whole[-2:]
+
+
+@pytest.mark.parametrize(("skipped", "expected"), [(0, 1), (12, 0), (None, 0)])
+def test_a_first_call_in_another_phase_than_the_lists_is_reported(skipped, expected):
+    said = []
+    run = Run(PAPER, say=said.append)
+    run.set_sigmas(shifted_sigmas(20), 20, skipped)
+    for _ in range(2):
+        run.phase(0.01)
+    assert len(said) == expected
 
 
 def test_tensor_lists_are_read():
