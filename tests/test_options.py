@@ -268,3 +268,19 @@ def test_the_status_line(options, size, active, expected):
     assert plan.active is active and expected in plan.line()
     assert plan.as_dict()["line"] == plan.line()
     json.dumps(plan.as_dict())
+
+
+@pytest.mark.parametrize(
+    ("values", "size"),
+    [
+        ({"size": "2K", "ratio": "3:2"}, (2048, 1344)),
+        ({"size": "2K", "ratio": "5:4"}, (2048, 1664)),
+        ({"size": "2K", "ratio": "3:2", "portrait": True}, (1344, 2048)),
+        ({"size": "Custom", "ratio": "Free", "width": 1000, "height": 256}, (1024, 256)),
+        ({"size": "Custom", "ratio": "1:1", "long_side": 2000}, (1984, 1984)),
+        ({"size": "3K", "ratio": "WebUI"}, (3072, 2304)),
+        ({"size": "WebUI"}, (1000, 750)),
+    ],
+)
+def test_sizes_are_of_the_hosts_multiple(values, size):
+    assert output_size(DEFAULTS | values, 1000, 750, 64) == size

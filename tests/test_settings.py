@@ -136,3 +136,10 @@ def test_the_log_follows_its_setting(host, verbosity, expected):
     opts.data["resdit_verbosity"] = verbosity
     opts.data_labels["resdit_verbosity"].onchange()
     assert logging.getLogger("ResDiT").level == expected
+
+
+@pytest.mark.parametrize(("saved", "multiple"), [({}, 16), ({"res_step": 64}, 64), ({"res_step": 8}, 16)])
+def test_sides_are_multiples_of_a_token_and_of_the_hosts_own_step(host, saved, multiple):
+    assert settings.size_step() == 16
+    host(**saved)
+    assert settings.size_step() == multiple

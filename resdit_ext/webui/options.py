@@ -235,20 +235,22 @@ def parse_request(args: tuple) -> Request:
     return Request(values, config)
 
 
-def snap(pixels: float) -> int:
-    """The nearest multiple of 16, at least 16."""
-    return max(1, round(pixels / PIXELS_PER_TOKEN)) * PIXELS_PER_TOKEN
+def snap(pixels: float, multiple: int = PIXELS_PER_TOKEN) -> int:
+    """The nearest multiple, at least one."""
+    return max(1, round(pixels / multiple)) * multiple
 
 
-def output_size(values: dict[str, object], width: int, height: int) -> tuple[int, int]:
-    """(width, height) in pixels, multiples of 16 unless they are the page's own `width` and `height`."""
+def output_size(
+    values: dict[str, object], width: int, height: int, multiple: int = PIXELS_PER_TOKEN
+) -> tuple[int, int]:
+    """(width, height) in pixels, multiples of `multiple` unless they are the page's own `width` and `height`."""
     if values["size"] == WEBUI_SIZE:
         return width, height
     if values["ratio"] == FREE_RATIO:
-        return snap(values["width"]), snap(values["height"])
+        return snap(values["width"], multiple), snap(values["height"], multiple)
     long = values["long_side"] if values["size"] == CUSTOM_SIZE else LONG_SIDES[values["size"]]
     if values["ratio"] == WEBUI_RATIO:
-        return snap(long * min(1, width / height)), snap(long * min(1, height / width))
+        return snap(long * min(1, width / height), multiple), snap(long * min(1, height / width), multiple)
     a, b = RATIOS[values["ratio"]]
-    sides = snap(long), snap(long * b / a)
+    sides = snap(long, multiple), snap(long * b / a, multiple)
     return sides[::-1] if values["portrait"] else sides

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import PRESETS
 from ..control.flux import MODES
-from .options import BY_NAME, DEFAULTS, preset_values
+from .options import BY_NAME, DEFAULTS, PIXELS_PER_TOKEN, preset_values
 
 SECTION = ("resdit", "ResDiT High-Res")
 CATEGORY = "sd"  # "Stable Diffusion" in every host
@@ -105,6 +106,16 @@ def union_mode() -> str:
 def default_preset() -> str:
     """The built-in preset that the page begins with."""
     return PRESET.value()
+
+
+def size_step() -> int:
+    """The multiple that sides are to be of: a token's, or the larger one that Forge Neo's own settings have."""
+    try:
+        from modules import shared
+    except ImportError:
+        return PIXELS_PER_TOKEN
+    step = getattr(shared.opts, "res_step", PIXELS_PER_TOKEN)
+    return math.lcm(PIXELS_PER_TOKEN, int(step))
 
 
 def defaults() -> dict[str, object]:
