@@ -11,6 +11,18 @@ from resdit_ext.webui.options import DEFAULTS, OPTIONS
 from resdit_ext.webui.presets import PresetStore
 from resdit_ext.webui.ui import Accordion
 
+# The host's controls that the read-out follows, by the ends of their ids, under the names of the host's `p`.
+FOLLOWED = {
+    "width": "width",
+    "height": "height",
+    "steps": "steps",
+    "denoising_strength": "denoising_strength",
+    "hr-checkbox": "enable_hr",
+    "hires_steps": "hr_second_pass_steps",
+    "hr_scale": "hr_scale",
+    "hr_resize_x": "hr_resize_x",
+    "hr_resize_y": "hr_resize_y",
+}
 STORE = PresetStore(Path(__file__).parents[1] / "user_presets.json")
 
 
@@ -35,18 +47,16 @@ class ResDiTHighRes(scripts.Script):
             for component, option in zip(self.accordion.components, OPTIONS, strict=True)
         ]
         self.paste_field_names = [name for _, name in self.infotext_fields]
-        self.follow_host()
         return self.accordion.components
 
     def after_component(self, component, **kwargs):
-        tab = "img2img" if self.is_img2img else "txt2img"
-        for name in ("width", "height", "steps"):
-            if kwargs.get("elem_id") == f"{tab}_{name}":
-                self.host[name] = component
-                self.follow_host()
-
-    def follow_host(self):
-        if self.accordion is not None and len(self.host) == 3:
+        tab, _, name = (kwargs.get("elem_id") or "").partition("_")
+        if tab != ("img2img" if self.is_img2img else "txt2img"):
+            return
+        if name in FOLLOWED:
+            self.host[FOLLOWED[name]] = component
+        # The pictures come last on the page, wherever the user has put the rest.
+        if name == "gallery" and {"width", "height", "steps"} <= self.host.keys():
             self.accordion.follow(self.host)
 
     def before_process(self, p, *args):
@@ -60,12 +70,16 @@ class ResDiTHighRes(scripts.Script):
         control.before_sampling(p)
         lifecycle.before_sampling(p, *args, **kwargs)
 
+    def postprocess_batch(self, p, *args, **kwargs):
+        lifecycle.after_batch(p)
+
     def postprocess(self, p, processed, *args):
         lifecycle.postprocess(p, processed)
 
 
 lifecycle.log_to_console()
 control.register()
+script_callbacks.on_cfg_denoiser(lambda params: lifecycle.before_step(params.denoiser.p))
 script_callbacks.on_script_unloaded(forge_control.unregister)
 script_callbacks.on_app_started(lambda _, app: api.add_validation(app))
 script_callbacks.on_app_started(lambda _, app: routes.add_routes(app))

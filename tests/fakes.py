@@ -156,6 +156,15 @@ class FakeMemory(ModuleType):
         return self.total - self.taken
 
 
+class FakeSampler:
+    """The host's sampler, made for every pass: it has the list of its noise levels."""
+
+    def __init__(self, **attributes):
+        self.get_sigmas = lambda p, n: torch.linspace(1, 0, n + 1)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
 class FakeProcessing:
     """The host's `p`: what the hooks read and write."""
 
@@ -163,7 +172,7 @@ class FakeProcessing:
         self.width, self.height, self.steps = 1024, 1024, 7
         self.comments, self.extra_generation_params = {}, {}
         self.sd_model = SimpleNamespace(forge_objects=SimpleNamespace(unet=FakePatcher(model or FakeFlux())))
-        self.sampler = SimpleNamespace(get_sigmas=lambda p, n: torch.linspace(1, 0, n + 1))
+        self.sampler = FakeSampler()
         for name, value in attributes.items():
             setattr(self, name, value)
 

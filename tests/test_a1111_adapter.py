@@ -1,6 +1,7 @@
 """SD3 in A1111: the sampler's own denoiser, on fakes of the host's shapes (the real one is in tests/hosts)."""
 
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from resdit_ext.families import identify
 from resdit_ext.hosts.a1111 import attach, attach_to
 from resdit_ext.run import Run
 from resdit_ext.webui import lifecycle
-from tests.fakes import CHANNELS, WIDTH, FakeDenoiser, FakeFlux, FakeProcessing, TinySD3
+from tests.fakes import CHANNELS, WIDTH, FakeDenoiser, FakeFlux, FakeProcessing, FakeSampler, TinySD3
 
 CONFIG = ResDiTConfig(base_tokens=64, fused_until=0.57)
 SIGMAS = [1 - i / 7 for i in range(8)]
@@ -106,7 +107,7 @@ def test_a_fault_leaves_the_model_as_it_was(model, fault):
 
 
 def processing(model, **attributes):
-    sampler = SimpleNamespace(model_wrap=FakeDenoiser(model), get_sigmas=lambda p, n: torch.linspace(1, 0, n + 1))
+    sampler = FakeSampler(model_wrap=FakeDenoiser(model))
     inferencer = SimpleNamespace(model=SimpleNamespace(diffusion_model=model))
     return FakeProcessing(sd_model=inferencer, sampler=sampler, **attributes)
 
@@ -138,6 +139,70 @@ def test_a_sampler_without_a_denoiser_is_refused(model):
     p.sampler = SimpleNamespace()
     with pytest.raises(Unsupported, match="choose Euler"):
         attach_to(p, Run(CONFIG))
+
+
+class Guidance:
+    """A1111's CFGDenoiser: it makes the denoiser anew after a change of the model."""
+
+    def __init__(self, model):
+        self.inner_model = FakeDenoiser(model)
+
+
+def test_a_change_of_the_model_is_followed_to_the_new_denoiser(model):
+    p = processing(model, width=512, height=512)
+    p.sampler.model_wrap_cfg = Guidance(model)
+    lifecycle.before_process(p, {"size": "WebUI", "base_size": 128})
+    lifecycle.process(p)
+    x = latent(64, 64)
+    lifecycle.before_sampling(p, x=x)
+    call(p.sampler.model_wrap_cfg.inner_model, x, 1.0)
+    lifecycle.before_step(p)
+    p.sampler.model_wrap_cfg.inner_model = FakeDenoiser(model)
+    lifecycle.before_step(p)
+    call(p.sampler.model_wrap_cfg.inner_model, x, 0.5)
+    (run,) = p._resdit.runs
+    assert run.calls["global"] == run.calls["fused"] == 1
+
+
+@pytest.fixture
+def made_by_name(monkeypatch):
+    """The host's samplers; "Odd" has no denoiser."""
+    samplers, names = ModuleType("modules.sd_samplers"), []
+
+    def create_sampler(name, _):
+        names.append(name)
+        return SimpleNamespace() if name == "Odd" else SimpleNamespace(model_wrap="a denoiser")
+
+    samplers.create_sampler = create_sampler
+    monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
+    monkeypatch.setitem(sys.modules, "modules.sd_samplers", samplers)
+    return names
+
+
+HIRES = dict(enable_hr=True, hr_scale=2.0, hr_resize_x=0, hr_resize_y=0, hr_second_pass_steps=0)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"sampler_name": "Odd"}, HIRES | {"sampler_name": "Euler", "hr_sampler_name": "Odd"}]
+)
+def test_a_sampler_without_a_denoiser_is_refused_in_time_to_give_the_size_back(model, made_by_name, attributes):
+    p = processing(model, **attributes)
+    before = dict(vars(p))
+    lifecycle.before_process(p, {"width": 512, "base_size": 128})
+    lifecycle.process(p)
+    names = ("width", "height", "hr_resize_x", "hr_resize_y")
+    assert all(getattr(p, name, None) == before.get(name) for name in names)
+    assert list(p.extra_generation_params) == ["ResDiT not active"]
+    assert "choose Euler" in p.extra_generation_params["ResDiT not active"]
+
+
+def test_a_sampler_with_one_is_accepted(model, made_by_name):
+    for attributes in ({"sampler_name": "Euler", "hr_sampler_name": "Odd"}, HIRES | {"sampler_name": "Euler"}):
+        p = processing(model, **attributes)
+        lifecycle.before_process(p, {"width": 512, "base_size": 128})
+        lifecycle.process(p)
+        assert "ResDiT" in p.extra_generation_params
+    assert made_by_name == ["Euler", "Euler"]
 
 
 @pytest.mark.parametrize("missing", ["pos_embed", "pos_embed_max_size", "cropped_pos_embed"])

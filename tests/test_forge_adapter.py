@@ -14,7 +14,7 @@ from resdit_ext.families import flux as family_module
 from resdit_ext.families import identify
 from resdit_ext.families.flux import why_not
 from resdit_ext.geometry import Grid
-from resdit_ext.hosts.forge import attach
+from resdit_ext.hosts.forge import attach, is_attached
 from resdit_ext.run import Run
 from tests import fakes, reference
 
@@ -166,6 +166,32 @@ def test_attaching_twice_replaces_and_cloning_keeps_the_run(unet):
     twice, second, _ = attached(once)
     twice.clone().sample(latent(24, 24), 0.6)
     assert not first.calls and second.calls == {"fused": 1, "blocks": 3}
+
+
+def test_attaching_twice_keeps_another_extensions_wrapper_and_calls_it_once(unet):
+    seen = []
+
+    def theirs(apply_model, args):
+        seen.append(args["input"].shape)
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    unet.set_model_unet_function_wrapper(theirs)
+    once, first, _ = attached(unet)
+    twice, second, _ = attached(once)
+    twice.sample(latent(24, 24), 0.6)
+    assert len(seen) == 1 and not first.calls and second.calls == {"fused": 1, "blocks": 3}
+
+
+def test_a_clone_is_known_to_be_attached_and_another_unet_is_not(unet):
+    def attached_to(unet):
+        return is_attached(
+            types.SimpleNamespace(sd_model=types.SimpleNamespace(forge_objects=types.SimpleNamespace(unet=unet)))
+        )
+
+    patched, *_ = attached(unet)
+    stolen = patched.clone()
+    stolen.set_model_unet_function_wrapper(lambda apply_model, args: None)
+    assert attached_to(patched.clone()) and attached_to(stolen) and not attached_to(unet)
 
 
 def test_reference_tokens_and_masks_are_made_as_if_off(unet, monkeypatch):

@@ -1,16 +1,22 @@
 """A generation hook by hook, in the order the hosts call them."""
 
+import contextlib
 import copy
+import gc
 import logging
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from resdit_ext import __version__
-from resdit_ext.hosts import forge
+from resdit_ext.hosts import forge, progress
+from resdit_ext.schedule import shifted_sigmas
 from resdit_ext.webui import lifecycle
-from tests.fakes import CHANNELS, FakeFlux, FakeProcessing
+from tests import fakes
+from tests.fakes import CHANNELS, FakeFlux, FakeProcessing, FakeSampler
+from tests.webui_host import FakeHost
 
 SMALL = {"width": 768, "base_size": 256}  # 48x48 tokens above a 16x16 base
 
@@ -27,12 +33,15 @@ def generate(p, *args, passes=1):
     lifecycle.before_process(p, *args)
     lifecycle.process(p, *args)
     for _ in range(passes):
-        p.sd_model.forge_objects.unet = clean  # the host resets it before every pass
+        p.sd_model.forge_objects.unet, p.sampler = clean, FakeSampler()  # made anew for every pass
         x = torch.randn(1, CHANNELS, p.height // 8, p.width // 8, generator=torch.Generator().manual_seed(7))
         lifecycle.before_sampling(p, *args, x=x, noise=x, c=None, uc=None)
-        out = p.sd_model.forge_objects.unet.sample(x, 0.5)
+        for sigma in (1.0, 0.5):
+            lifecycle.before_step(p)
+            out = p.sd_model.forge_objects.unet.sample(x, sigma)
     p.sd_model.forge_objects.unet = clean
-    processed = SimpleNamespace(comments="")
+    lifecycle.after_batch(p)
+    processed = SimpleNamespace()
     lifecycle.postprocess(p, processed)
     return out, processed
 
@@ -44,9 +53,10 @@ def test_a_generation(model):
     assert p.extra_generation_params["ResDiT"] == __version__
     assert p.extra_generation_params["ResDiT base size"] == 256
     (comment,) = p.comments
-    assert comment.startswith("ResDiT active: 768x512") and not processed.comments
+    assert comment.startswith("ResDiT: active: 768x512")
+    assert processed.extra_generation_params["ResDiT notes"] == [comment.removeprefix("ResDiT: ")]
     (run,) = p._resdit.runs
-    assert run.calls == {"fused": 1, "blocks": 3} and not run._made  # nothing is kept on the device
+    assert run.calls == {"global": 1, "fused": 1, "blocks": 6} and not run._made  # nothing is kept on the device
 
 
 def test_off_touches_nothing(model):
@@ -112,7 +122,7 @@ def test_an_unsupported_model_or_host_is_refused_aloud():
     lifecycle.process(p)
     assert "Linear is not a model of a supported family" in p.extra_generation_params["ResDiT not active"]
     assert (p.width, p.height) == (1024, 1024)
-    p = FakeProcessing(torch.nn.Linear(2, 2), enable_hr=True, hr_resize_x=0, hr_resize_y=0, hr_scale=2.0)
+    p = FakeProcessing(torch.nn.Linear(2, 2), **HIRES)
     lifecycle.before_process(p, SMALL)
     lifecycle.process(p)
     assert (p.width, p.height, p.hr_resize_x, p.hr_resize_y) == (1024, 1024, 0, 0)
@@ -157,19 +167,36 @@ def test_the_doubled_hires_call_attaches_once(model):
     lifecycle.before_sampling(p, x=x)
     lifecycle.before_sampling(p, x=x)
     p.sd_model.forge_objects.unet.sample(x, 0.5)
-    assert [run.calls["blocks"] for run in p._resdit.runs] == [0, 3]
+    (run,) = p._resdit.runs
+    assert run.calls["blocks"] == 3
     p.sd_model.forge_objects.unet = clean
-    p.is_hr_pass, p.hr_second_pass_steps = True, 4
-    asked = []
-    p.sampler.get_sigmas = lambda p, n: asked.append(n) or torch.linspace(1, 0, n + 1)
+    p.is_hr_pass, p.hr_second_pass_steps, p.sampler = True, 4, FakeSampler()
     lifecycle.before_sampling(p, x=x)
-    assert asked == [4]
+    assert len(p._resdit.runs) == 2
+
+
+def test_what_a_pass_has_made_is_gone_when_the_next_begins(model):
+    p = FakeProcessing(model)
+    lifecycle.before_process(p, SMALL)
+    lifecycle.process(p)
+    x = torch.randn(1, CHANNELS, 96, 96)
+    lifecycle.before_sampling(p, x=x)
+    p.sd_model.forge_objects.unet.sample(x, 1.0)
+    (first,) = p._resdit.runs
+    assert first._made
+    p.sampler = FakeSampler()
+    lifecycle.before_sampling(p, x=x)
+    assert not first._made
 
 
 def test_a_sampler_without_a_list_falls_back(model):
-    p = FakeProcessing(model, sampler=SimpleNamespace())
-    generate(p, SMALL)
-    assert p._resdit.runs[0].calls["blocks"] == 3
+    p = FakeProcessing(model)
+    lifecycle.before_process(p, SMALL)
+    lifecycle.process(p)
+    p.sampler = FakeSampler()
+    del p.sampler.get_sigmas
+    lifecycle.before_sampling(p, x=torch.zeros(1, CHANNELS, 96, 96))
+    assert p._resdit.runs[0].sigmas == shifted_sigmas(p.steps)
 
 
 def test_a_stolen_wrapper_is_reported(model, caplog):
@@ -183,10 +210,18 @@ def test_a_stolen_wrapper_is_reported(model, caplog):
         lambda apply_model, args: apply_model(args["input"], args["timestep"], **args["c"])
     )
     unet.sample(x, 0.5)
-    processed = SimpleNamespace(comments="")
     with caplog.at_level(logging.ERROR):
-        lifecycle.postprocess(p, processed)
-    assert "another extension replaced the model function" in processed.comments
+        lifecycle.after_batch(p)
+    message = "another extension replaced the model function after ResDiT was attached"
+    assert message in caplog.text and any(message in comment for comment in p.comments)
+    assert message in p.extra_generation_params["ResDiT not active"] and "ResDiT" not in p.extra_generation_params
+
+
+def test_an_interrupt_before_the_first_step_is_nobodys_fault(model, monkeypatch):
+    host = FakeHost(monkeypatch, fakes.FakePatcher(model))
+    host.state.interrupted = True
+    made = host.generate(SMALL)
+    assert len(made.comments) == 1 and "ResDiT not active" not in made.info
 
 
 def told(model, options, **attributes):
@@ -197,24 +232,22 @@ def told(model, options, **attributes):
     return next(iter(p.comments))
 
 
-HIRES = dict(enable_hr=True, hr_scale=2.0, hr_resize_x=0, hr_resize_y=0)
+HIRES = dict(enable_hr=True, hr_scale=2.0, hr_resize_x=0, hr_resize_y=0, hr_second_pass_steps=0)
 
 
 def test_what_is_told_is_about_the_passes_that_it_takes_part_in(model):
     options = {**SMALL, "height": 768}
     assert "steps: 2 global, 5 fused of 7; attention" in told(model, options)
-    for partly in (HIRES, {"init_images": ["a picture"]}):  # the host decides how many of the steps are run
-        line = told(model, options, **partly)
-        assert "active: 768x768" in line and "steps:" not in line and "attention" not in line
+    assert "steps: 2 global, 5 fused (hires pass) of 7" in told(model, options, **HIRES)
     first = told(model, {**options, "apply_to": "first pass"}, **HIRES)
-    assert "active: 1024x1024" in first and "steps: 2 global, 5 fused of 7" in first  # the page's own size
+    assert "active: 1024x1024" in first and "2 global, 5 fused (first pass)" in first  # the page's own size
 
 
 def test_done_counts_every_pass(model, caplog):
     p = FakeProcessing(model)
     with caplog.at_level(logging.INFO, logger="ResDiT"):
         generate(p, SMALL, passes=2)
-    assert "done: 2 fused" in caplog.text
+    assert "done: 2 global, 2 fused" in caplog.text
 
 
 def test_tiles_of_the_base_size_are_reported(model):
@@ -224,5 +257,171 @@ def test_tiles_of_the_base_size_are_reported(model):
         return torch.cat([apply_model(tile, args["timestep"], **args["c"]) for tile in args["input"].split(32, 3)], 3)
 
     p.sd_model.forge_objects.unet.set_model_unet_function_wrapper(tiles)
-    _, processed = generate(p, {**SMALL, "width": 512, "height": 256, "size": "Custom"})
-    assert "tiles no larger than the base size" in processed.comments
+    generate(p, {**SMALL, "width": 512, "height": 256, "size": "Custom"})
+    assert "tiles no larger than the base size" in p.extra_generation_params["ResDiT not active"]
+
+
+def test_a_refusal_in_process_gives_the_size_back_and_takes_the_parameters_out(model, monkeypatch):
+    """Whatever the reason, and rounded as the host has rounded the size that was ours."""
+
+    def broken(*_):
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(lifecycle, "prepare_vae", broken)
+    p = FakeProcessing(model, width=1000, height=1000, init_images=["a picture"])
+    p.sd_model.fix_dimensions = lambda width, height: (width // 16 * 16, height // 16 * 16)
+    lifecycle.before_process(p, SMALL)
+    assert (p.width, p.height) == (768, 768)
+    lifecycle.process(p)
+    assert (p.width, p.height) == (992, 992)
+    assert list(p.extra_generation_params) == ["ResDiT not active"]
+
+
+def test_a_refusal_while_the_size_is_set_gives_it_back(model, monkeypatch):
+    class Stubborn(FakeProcessing):
+        @property
+        def height(self):
+            return 1024
+
+        @height.setter
+        def height(self, side):
+            if side != 1024:
+                raise KeyError("surprise")
+
+    p = Stubborn(model)
+    lifecycle.before_process(p, SMALL)
+    assert (p.width, p.height) == (1024, 1024) and "surprise" in p.extra_generation_params["ResDiT not active"]
+
+
+@pytest.mark.parametrize(("options", "late"), [(SMALL, True), ({"size": "WebUI", "base_size": 256}, False)])
+def test_a_refusal_after_the_noise_is_drawn_is_said_at_once(model, monkeypatch, options, late):
+    host, shown = FakeHost(monkeypatch, fakes.FakePatcher(model)), []
+
+    def broken(*_):
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(forge, "attach_to", broken)
+    host.before_step = lambda _: shown.append(host.state.textinfo)
+    made = host.generate(options, width=768, height=768)
+    parameters = made.pictures[0].parameters
+    assert list(parameters) == ["ResDiT not active"]
+    assert ("it was too late to put the size back" in parameters["ResDiT not active"]) is late
+    assert shown[0] == "ResDiT: not active, the console says why"
+    assert made.info["ResDiT notes"][1].startswith("not active: internal error")
+
+
+def test_a_pass_that_is_refused_leaves_the_parameters_of_the_one_before(model, monkeypatch):
+    """A checkpoint of another family in the hires pass."""
+    host = FakeHost(monkeypatch, fakes.FakePatcher(model))
+    other = fakes.FakePatcher(torch.nn.Linear(2, 2))
+    other.sample = lambda x, sigma: x
+    host.before_step = lambda _: setattr(host, "unet", other)
+    options = {**SMALL, "width": 1024}
+    made = host.generate(options, **HIRES | dict(width=512, height=512, denoising_strength=0.5))
+    assert "ResDiT" in made.pictures[0].parameters and "ResDiT not active" not in made.pictures[0].parameters
+    assert "not active from here on: Linear is not a model" in made.info["ResDiT notes"][1]
+
+
+def test_nothing_keeps_the_generation_or_its_latents(model, monkeypatch):
+    host = FakeHost(monkeypatch, fakes.FakePatcher(model))
+    gc.collect()
+    gc.disable()  # no circle of ours either
+    try:
+        made = host.generate(SMALL)
+        assert "model_function_wrapper" in host.sd_model.forge_objects.unet.model_options  # as the host leaves it
+        p, picture = weakref.ref(made.p), weakref.ref(made.pictures[0].latent)
+        del made
+        assert p() is None and picture() is None
+    finally:
+        gc.enable()
+
+
+def test_nothing_keeps_a_generation_that_failed_nor_what_it_made(model, monkeypatch):
+    """No hook is called after an error: the host keeps our unet and our VAE until the next generation."""
+    host, seen = FakeHost(monkeypatch, fakes.FakePatcher(model)), []
+    processing = FakeProcessing.__init__
+
+    def noted(self, *args, **kwargs):
+        processing(self, *args, **kwargs)
+        seen.append(weakref.ref(self))
+
+    def break_down(number):
+        if number == 2:
+            (run,) = seen[0]()._resdit.runs
+            seen.extend(weakref.ref(made) for made in run._made.values())
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(FakeProcessing, "__init__", noted)
+    host.before_step = break_down
+    with contextlib.suppress(RuntimeError):
+        host.generate(SMALL)
+    gc.collect()  # the traceback's frames
+    assert len(seen) == 2 and [ref() for ref in seen] == [None, None]
+    assert "model_function_wrapper" in host.sd_model.forge_objects.unet.model_options  # which the host still has
+
+
+@pytest.mark.parametrize("recalled", [False, True])
+def test_a_model_changed_in_the_middle_of_a_pass_gets_resdit_too(model, monkeypatch, recalled):
+    """The refiner; ersatzForge calls the hook before sampling again, with `x` alone."""
+    host = FakeHost(monkeypatch, fakes.FakePatcher(model))
+    torch.manual_seed(8)
+    refiner = fakes.FakePatcher(FakeFlux())
+
+    def change(number):
+        if number == 4:
+            host.sd_model.forge_objects.unet = refiner
+            if recalled:
+                lifecycle.before_sampling(host.p, x=torch.zeros(1, CHANNELS, 96, 96))
+
+    attach_to = forge.attach_to
+    monkeypatch.setattr(forge, "attach_to", lambda p, run: (setattr(host, "p", p), attach_to(p, run)))
+    host.before_step = change
+    made = host.generate(SMALL)
+    (run,) = made.p._resdit.runs
+    assert run.calls["blocks"] == 3 * 7 and len(made.comments) == 1
+    assert host.shown[-1] == "ResDiT: fused 5/5"
+    assert "model_function_wrapper" not in refiner.model_options
+
+
+def test_a_model_of_another_family_in_the_middle_of_a_pass_is_said(model, monkeypatch):
+    host = FakeHost(monkeypatch, fakes.FakePatcher(model))
+    other = fakes.FakePatcher(torch.nn.Linear(2, 2))
+    other.sample = lambda x, sigma: x
+
+    def change(number):
+        if number >= 4:
+            host.sd_model.forge_objects.unet = other
+
+    host.before_step = change
+    made = host.generate(SMALL)
+    notes = made.info["ResDiT notes"]
+    assert len(notes) == 2 and notes[1].startswith("not active from here on: Linear is not a model")
+
+
+class TimestepSampler:
+    """The hosts' DDIM, PLMS and UniPC: no list of noise levels; on FLUX their calls lie among the lowest."""
+
+    def __init__(self):
+        self.get_timesteps = lambda p, n: None
+        self.levels = torch.linspace(0.26, 0, 8)
+
+
+def test_a_sampler_that_never_comes_to_the_layout_is_said_to_be_unsuitable(model, monkeypatch):
+    host = FakeHost(monkeypatch, fakes.FakePatcher(model))
+    host.make_sampler = TimestepSampler
+    notes = host.generate(SMALL, steps=7).info["ResDiT notes"]
+    assert "the sampler counts timesteps" in notes[1] and "do not suit the model (try Euler with Simple)" in notes[1]
+    assert "the first step is at noise level 0.26, in the fused phase, and not at 1, in the global phase" in notes[2]
+
+
+def test_a_suitable_one_is_not(model, monkeypatch):
+    host = FakeHost(monkeypatch, fakes.FakePatcher(model))
+    for attributes in ({}, {"init_images": ["a picture"], "denoising_strength": 0.3}):
+        assert len(host.generate(SMALL, steps=7, **attributes).comments) == 1
+
+
+def test_progress_knows_an_interrupt(monkeypatch, model):
+    host = FakeHost(monkeypatch, fakes.FakePatcher(model))
+    assert not progress.stopped()
+    host.state.skipped = True
+    assert progress.stopped()

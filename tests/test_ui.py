@@ -1,16 +1,18 @@
 """The accordion builds in gradio and its events compute what they should; hosts and browsers come on top."""
 
+import sys
 from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
 
 import gradio as gr
 import pytest
 
 from resdit_ext.config import PRESETS
-from resdit_ext.webui import readout
+from resdit_ext.webui import readout, settings
 from resdit_ext.webui.options import DEFAULTS, OPTIONS
 from resdit_ext.webui.preset_row import FIELDS
 from resdit_ext.webui.presets import PresetStore
-from resdit_ext.webui.ui import Accordion, planned
+from resdit_ext.webui.ui import Accordion, enlarged, planned
 
 NAMES = [option.name for option in OPTIONS]
 
@@ -133,7 +135,7 @@ def refreshed(page, host=(512, 512, 20), **changed):
     _, blocks, accordion = page
     (event,) = functions_of(blocks, accordion.by_name["ratio"])  # a second handler would race with it
     options = [changed.get(option.name, option.default) for option in OPTIONS]
-    html, *rows, portrait, _ = event.fn("Balanced", *host, *options)
+    html, *rows, portrait, _, _ = event.fn("Balanced", *host, *options)
     return html, [row["visible"] for row in rows], portrait["interactive"]
 
 
@@ -142,7 +144,7 @@ def test_the_list_of_presets_shows_what_the_options_are(page, store):
     (event,) = functions_of(blocks, accordion.by_name["cutoff"])
 
     def shown(chosen, **changed):
-        return event.fn(chosen, 512, 512, 20, *(changed.get(o.name, o.default) for o in OPTIONS))[-1]
+        return event.fn(chosen, 512, 512, 20, *(changed.get(o.name, o.default) for o in OPTIONS))[-2]
 
     assert shown("Paper") == "Balanced"
     assert shown("Balanced", fused_until=0.57, attention_scale="off") == "Paper"
@@ -184,3 +186,97 @@ def test_the_drawing_shows_every_patch_inside_the_frame():
     assert svg.count("<rect") == len(plan.layout.patches) == 9 and 'viewBox="0 0 3072 1536"' in svg
     w, h = plan.patch
     assert plan.layout.rows[-1] * 16 + h == 1536 and plan.layout.cols[-1] * 16 + w == 3072
+
+
+def test_img2img_shows_the_steps_that_its_strength_leaves(page, monkeypatch):
+    monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
+    common = ModuleType("modules.sd_samplers_common")
+    common.setup_img2img_steps = lambda p, ordered=None: (p.steps, int(p.denoising_strength * p.steps))
+    monkeypatch.setitem(sys.modules, common.__name__, common)
+    tab, *_ = page
+    html, *_ = refreshed(page, (512, 512, 6))
+    assert "<dd>2 global, 4 fused</dd>" in html if tab == "txt2img" else "<dd>1 global, 4 fused</dd>" in html
+
+
+@pytest.fixture
+def followed(store):
+    """The txt2img tab with all that it follows."""
+    with gr.Blocks() as blocks:
+        accordion = Accordion("txt2img", host_accordion, host_button, store)
+        names = ("width", "height", "steps", "denoising_strength", "hr_second_pass_steps", "hr_scale")
+        host = {name: gr.Slider(0, 2048, value=512) for name in (*names, "hr_resize_x", "hr_resize_y")}
+        host["enable_hr"] = gr.Checkbox()
+        accordion.follow(host)
+    (event,) = functions_of(blocks, host["enable_hr"])
+
+    def shown(*given, **changed):
+        return event.fn("Balanced", *given, *(changed.get(o.name, o.default) for o in OPTIONS))[0]
+
+    return shown
+
+
+def test_hires_is_followed(followed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
+    common = ModuleType("modules.sd_samplers_common")
+    common.setup_img2img_steps = lambda p, ordered=None: (round(ordered / p.denoising_strength), ordered - 1)
+    monkeypatch.setitem(sys.modules, common.__name__, common)
+    page = (1024, 768, 20, 0.5, 7, 2.0, 0, 0)
+    assert "<dd>7 fused (hires pass)</dd>" in followed(*page, True)
+    assert "2048x1536" in followed(*page, True, size="WebUI")
+    assert "not active: 1024x768" in followed(*page, False, size="WebUI")
+    assert "not active: 1024x768" in followed(*page, True, size="WebUI", apply_to="first pass")
+    assert "3072x2304" in followed(*page, True, ratio="WebUI")
+    emptied = (None, 0, None, None, None, None, None, None)
+    assert "3072x3072" in followed(*emptied, True)
+
+
+def test_the_hosts_own_rounding_is_shown(page, monkeypatch):
+    fix = SimpleNamespace(fix_dimensions=lambda width, height: (width // 16 * 16, height // 16 * 16))
+    models = ModuleType("modules.sd_models")
+    models.model_data = SimpleNamespace(sd_model=fix)
+    monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
+    monkeypatch.setitem(sys.modules, models.__name__, models)
+    assert "2032x2032" in refreshed(page, (2040, 2047, 20), size="WebUI")[0]
+
+
+def test_sizes_are_those_that_the_host_can_make(page, monkeypatch):
+    monkeypatch.setattr(settings, "size_step", lambda: 64)
+    assert "2048x1344" in refreshed(page, size="2K", ratio="3:2")[0]
+    args = [{"size": "2K", "ratio": "3:2"}.get(option.name, option.default) for option in OPTIONS]
+    width, height, *_ = values(button(page, "send"), 1024, 768, None, *args)
+    assert (width["value"], height["value"]) == (2048, 1344)
+
+
+def test_a_free_frame_is_of_a_custom_size(page):
+    """2K, 3K and 4K would be chosen beside a frame of another size; pasted pictures may bring both."""
+    _, blocks, accordion = page
+    (event,) = functions_of(blocks, accordion.by_name["ratio"])
+
+    def size(**changed):
+        made = event.fn("Balanced", 512, 512, 20, *(changed.get(o.name, o.default) for o in OPTIONS))[-1]
+        return made if isinstance(made, str) else None
+
+    assert size(size="4K", ratio="Free") == size(size="Custom", ratio="Free") == "Custom"
+    assert size(size="4K") is size(size="WebUI", ratio="Free") is None
+
+
+def test_a_named_size_enlarges_a_free_frame():
+    assert enlarged("4K", "Free", 3072, 2048) == [4096, 2736]
+    assert enlarged("2K", "Free", 256, 8192) == [256, 2048]
+    for unchanged in (("4K", "1:1", 3072, 2048), ("Custom", "Free", 3072, 2048), ("4K", "Free", None, 2048)):
+        assert all(not isinstance(side, int) for side in enlarged(*unchanged))
+
+
+def test_a_click_on_a_named_size_is_bound(page):
+    _, blocks, accordion = page
+    events = functions_of(blocks, accordion.by_name["size"])
+    assert [event.fn for event in events].count(enlarged) == 1 and len(events) == 2
+
+
+def test_texts_leave_their_ids_to_what_is_around_them(page):
+    """gradio 3 gives a text's id to two elements; the page's script looks for the one around it."""
+    tab, blocks, _ = page
+    ids = [block.elem_id for block in blocks.blocks.values() if getattr(block, "elem_id", None)]
+    assert ids.count(f"{tab}_resdit_status") == 1
+    texts = [block.elem_id for block in blocks.blocks.values() if isinstance(block, gr.HTML)]
+    assert f"{tab}_resdit_status" not in texts

@@ -38,12 +38,36 @@ def attach(denoiser: object, family: Family, run: Run) -> None:
     denoiser.forward = forward
 
 
-def attach_to(p: object, run: Run) -> None:
-    """Attach to the sampler of this pass; raises Unsupported with the reason."""
-    denoiser = getattr(p.sampler, "model_wrap", None)
+def denoiser_of(sampler: object) -> object:
+    """The denoiser that a sampler calls, which is another one after a change of model; raises Unsupported."""
+    guidance = getattr(sampler, "model_wrap_cfg", None)
+    denoiser = getattr(sampler, "model_wrap", None) if guidance is None else guidance.inner_model
     if denoiser is None:
         raise Unsupported("this sampler calls the model in its own way; choose Euler")
-    attach(denoiser, family_of(p), run)
+    return denoiser
+
+
+def accept(p: object) -> Family:
+    """As `family_of`; refuses samplers too, made by their names as the host will make them."""
+    family = family_of(p)
+    try:
+        from modules.sd_samplers import create_sampler
+    except ImportError:  # no host
+        return family
+    hires = getattr(p, "hr_sampler_name", None) if getattr(p, "enable_hr", False) else None
+    for name in {p.sampler_name, hires or p.sampler_name}:
+        denoiser_of(create_sampler(name, p.sd_model))
+    return family
+
+
+def is_attached(p: object) -> bool:
+    """True where the denoiser that is about to be called has the method."""
+    return hasattr(denoiser_of(p.sampler).forward, "resdit_inner")
+
+
+def attach_to(p: object, run: Run) -> None:
+    """Attach to the sampler of this pass; raises Unsupported with the reason."""
+    attach(denoiser_of(p.sampler), family_of(p), run)
 
 
 def orders_control(p: object) -> bool:

@@ -16,10 +16,11 @@ from ..families import Family, identify
 from ..run import Run
 from .forge_vae import prepare_decode, release_decode
 
-__all__ = ["attach", "attach_to", "family_of", "prepare_decode", "release_decode"]
+__all__ = ["accept", "attach", "attach_to", "family_of", "is_attached", "prepare_decode", "release_decode"]
 
 WRAPPER = "model_function_wrapper"
 MEMORY = "memory_peak_estimation_modifier"
+ATTACHED = "resdit_attached"  # clones have it too, another model's unet does not
 
 
 def peak_memory(model: object, family: Family, run: Run) -> Callable[[list[int]], float]:
@@ -81,6 +82,7 @@ def attach(unet: object, run: Run) -> object:
 
     wrapper.resdit_outer = outer
     clone.set_model_unet_function_wrapper(wrapper)
+    clone.model_options[ATTACHED] = True
     theirs = clone.model_options.get(MEMORY)
     if hasattr(clone, "set_memory_peak_estimation_modifier") and (theirs is None or hasattr(theirs, "resdit")):
         clone.set_memory_peak_estimation_modifier(peak_memory(clone.model, family, run))
@@ -90,6 +92,14 @@ def attach(unet: object, run: Run) -> object:
 def family_of(p: object) -> Family:
     """The family of a generation's model; raises Unsupported with the reason."""
     return identify(p.sd_model.forge_objects.unet.model.diffusion_model)
+
+
+accept = family_of  # nothing else can be refused before the sampling
+
+
+def is_attached(p: object) -> bool:
+    """True where the unet that is about to be called comes from one that was attached to."""
+    return ATTACHED in p.sd_model.forge_objects.unet.model_options
 
 
 def attach_to(p: object, run: Run) -> None:

@@ -25,3 +25,9 @@ def clear() -> None:
     state = _state()
     if str(getattr(state, "textinfo", None)).startswith(PREFIX):
         state.textinfo = None
+
+
+def stopped() -> bool:
+    """True where the user has interrupted or skipped what the host is doing."""
+    state = _state()
+    return bool(getattr(state, "interrupted", False) or getattr(state, "skipped", False))

@@ -11,7 +11,7 @@ from ..errors import Unsupported
 from ..geometry import Grid
 from ..hosts import a1111, forge, forge_control, forge_panel
 from ..hosts.forge_link import in_words
-from . import lifecycle, settings
+from . import lifecycle, passes, settings
 from .options import PIXELS_PER_TOKEN
 
 logger = logging.getLogger("ResDiT")
@@ -36,9 +36,9 @@ def unharmful(hook: Callable) -> Callable:
     return safe
 
 
-def sigmas_of_pass(p: object) -> object | None:
-    """The full list of noise levels of the pass that is about to begin."""
-    return lifecycle.run_sigmas(p, lifecycle.steps_of_pass(p))
+def steps_of_pass(p: object) -> int:
+    """How many steps the full list of noise levels has in the pass that is about to begin."""
+    return passes.steps_of(p, passes.in_hires(p)).listed
 
 
 def page_note() -> str | None:
@@ -51,8 +51,8 @@ def register() -> None:
     forge_control.register(
         forge_control.Passes(
             method=lifecycle.method_of_pass,
-            sigmas=sigmas_of_pass,
-            steps=lifecycle.steps_of_pass,
+            sigmas=passes.sigmas_of_pass,
+            steps=steps_of_pass,
             default_shows=settings.union_mode,
             say=lifecycle.tell,
         )

@@ -23,22 +23,24 @@ class Forecast:
 
     Attributes:
         width, height: of the picture, in pixels.
-        steps: of the run; None where it runs only a part of them (img2img, a hires pass), which the host decides later.
+        steps: that are run.
+        which: of the passes this is about, where there are two: "first pass" or "hires pass".
         idle: why nothing will be done; None where ResDiT is active. What follows is only meaningful then.
         layout: the token grid and its patches.
-        phases: number of steps by phase; empty where `steps` is None.
-        attention: operations of attention relative to plain attention at this size; None where `steps` is.
+        phases: number of steps by phase.
+        attention: operations of attention relative to plain attention at this size.
         activations: bytes beside the model's weights.
         warnings: what the user should know before starting.
     """
 
     width: int
     height: int
-    steps: int | None
+    steps: int
+    which: str = ""
     idle: str | None = None
     layout: Layout | None = None
     phases: dict[str, int] = field(default_factory=dict)
-    attention: float | None = None
+    attention: float = 0.0
     activations: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -61,15 +63,19 @@ class Forecast:
         """(width, height) of a patch, which is the base size, in pixels."""
         return self.layout.base.width * PIXELS_PER_TOKEN, self.layout.base.height * PIXELS_PER_TOKEN
 
+    @property
+    def in_phases(self) -> str:
+        """The steps by phase, and of which pass they are."""
+        told = ", ".join(f"{n} {phase}" for phase, n in self.phases.items())
+        return f"{told} ({self.which})" if self.which else told
+
     def line(self) -> str:
         """The whole in one line."""
         if not self.active:
             return f"not active: {self.idle}"
         patches = f"{len(self.layout.rows)}x{len(self.layout.cols)} patches of {self.patch[0]}x{self.patch[1]}"
         told = f"active: {self.width}x{self.height}, scale {self.scale:.2f}, {patches}"
-        if self.steps is not None:
-            phases = ", ".join(f"{n} {phase}" for phase, n in self.phases.items())
-            told += f", steps: {phases} of {self.steps}; attention {self.attention:.2f}x of plain"
+        told += f", steps: {self.in_phases} of {self.steps}; attention {self.attention:.2f}x of plain"
         told += f"; {self.activations / 1e9:.1f} GB beside the model's weights"
         told += f", {self.decode / 1e9:.1f} GB for the VAE unless in tiles"
         return "; ".join((told, *self.warnings))
@@ -87,21 +93,39 @@ class Forecast:
             "patch_columns": [col * PIXELS_PER_TOKEN for col in self.layout.cols],
             "steps": self.steps,
             "phases": self.phases,
-            "attention": None if self.attention is None else round(self.attention, 4),
+            "attention": round(self.attention, 4),
             "activation_bytes": self.activations,
             "decode_bytes": self.decode,
             "warnings": list(self.warnings),
         }
 
 
-def forecast(request: Request, width: int, height: int, steps: int | None, family: Family = FLUX_DEV) -> Forecast:
-    """The plan for an output of `width` x `height` pixels in `steps` steps; the default family is FLUX.1 dev's size."""
+def forecast(
+    request: Request,
+    width: int,
+    height: int,
+    steps: int,
+    family: Family = FLUX_DEV,
+    skipped: int = 0,
+    which: str = "",
+) -> Forecast:
+    """The plan for one pass.
+
+    Args:
+        request: the options.
+        width, height: of the picture that the pass makes, in pixels.
+        steps: how many its list of noise levels has.
+        family: of the model; FLUX.1 dev's size by default.
+        skipped: how many of the steps, from the first, are not run.
+        which: of two passes it is.
+    """
+    run = steps - skipped
     if not request.enabled:
-        return Forecast(width, height, steps, idle="switched off")
+        return Forecast(width, height, run, idle="switched off")
     layout = make_layout(Grid(-(-height // PIXELS_PER_TOKEN), -(-width // PIXELS_PER_TOKEN)), request.config)
     if layout.is_base:
         base = request.values["base_size"]
-        return Forecast(width, height, steps, idle=f"{width}x{height} is not above the base size ({base} px squared)")
+        return Forecast(width, height, run, idle=f"{width}x{height} is not above the base size ({base} px squared)")
     config, warnings = request.config, []
     if config.speed != "exact" and not family.pools:
         config = replace(config, speed="exact")
@@ -113,10 +137,11 @@ def forecast(request: Request, width: int, height: int, steps: int | None, famil
     return Forecast(
         width,
         height,
-        steps,
+        run,
+        which,
         layout=layout,
-        phases={phase.value: n for phase, n in steps_per_phase(config, steps).items() if n} if steps else {},
-        attention=attention_cost(layout, config, steps) if steps else None,
+        phases={phase.value: n for phase, n in steps_per_phase(config, steps, skipped).items() if n},
+        attention=attention_cost(layout, config, steps, skipped=skipped),
         activations=activation_bytes(layout.grid, family),
         warnings=tuple(warnings),
     )

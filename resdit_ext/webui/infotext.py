@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from .. import __version__
 from ..errors import ResDiTError
@@ -10,6 +11,7 @@ from .options import OPTIONS, Option, Request
 
 KEY = "ResDiT"
 REFUSED_KEY = "ResDiT not active"
+NOTES_KEY = "ResDiT notes"  # in the API's answer alone
 
 
 def key_of(option: Option) -> str:
@@ -17,10 +19,24 @@ def key_of(option: Option) -> str:
     return f"{KEY} {option.label.lower()}"
 
 
-def parameters(request: Request) -> dict[str, object]:
-    """What to write: the version, and the options that differ from their defaults."""
+def parameters(request: Request, made: tuple[int, int] | None = None) -> dict[str, object]:
+    """What to write: the version, and the options that differ from their defaults.
+
+    Args:
+        request: the options.
+        made: (width, height) of the picture, where the host has rounded the ones that were asked for.
+    """
     keys = {option.name: key_of(option) for option in OPTIONS}
+    if made is not None:
+        sides = dict(width=made[0], height=made[1], long_side=max(made))
+        request = replace(request, values=request.values | sides)
     return {KEY: __version__} | {keys[name]: value for name, value in request.changed().items()}
+
+
+def remove(written: dict[str, object]) -> None:
+    """Take our parameters out of those that will be written."""
+    for key in [key for key in written if key == KEY or key.startswith(f"{KEY} ")]:
+        del written[key]
 
 
 def restore(option: Option) -> Callable[[dict], object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,24 +12,17 @@ from dataclasses import dataclass, field
 from ..config import ResDiTConfig
 from ..errors import ResDiTError, Unsupported
 from ..geometry import Grid, Layout, make_layout
-from ..hosts import host_of, progress
-from ..run import Run
+from ..hosts import fixed_size, host_of, progress
+from ..run import UNSUITABLE, Run
 from . import infotext, settings, xyz
-from .forecast import forecast
-from .options import BOTH_PASSES, FIRST_PASS, HIRES_PASS, WEBUI_SIZE, Request, output_size, parse_request
+from .messages import answer, forget, log_to_console, tell, teller
+from .options import Request, parse_request
+from .passes import final_size, in_hires, plan_of, set_size, sigmas_of_pass, steps_of, wants_this_pass
+
+__all__ = ["log_to_console", "tell"]
 
 logger = logging.getLogger("ResDiT")
-ATTRIBUTE, SAID = "_resdit", "_resdit_said"
-
-
-def log_to_console() -> None:
-    """Show our messages, by name, in the host's console: the hosts set up no logging of their own by default."""
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("[ResDiT] %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+ATTRIBUTE = "_resdit"
 
 
 @dataclass
@@ -38,13 +32,17 @@ class Generation:
     Attributes:
         request: the options.
         replaced: the size attributes that were overwritten.
+        begun: True once the noise has the size, so that it cannot be put back.
         runs: of its passes.
+        sampler: a weak reference to the sampler of the last run.
         owns_final: whether ResDiT makes the picture that is saved, so that its VAE is our affair too.
     """
 
     request: Request
     replaced: dict[str, int] = field(default_factory=dict)
+    begun: bool = False
     runs: list[Run] = field(default_factory=list)
+    sampler: Callable[[], object | None] = field(default=lambda: None)
     owns_final: bool = False
 
     def release(self) -> None:
@@ -52,14 +50,19 @@ class Generation:
         for run in self.runs:
             run.release()
 
+    def run_of(self, sampler: object) -> Run | None:
+        """The run of the pass that this sampler makes; every pass has a sampler of its own."""
+        return self.runs[-1] if self.runs and self.sampler() is sampler else None
 
-def tell(p: object, message: str) -> None:
-    """Tell the user something, in the log and under the image, once in a generation."""
-    said = getattr(p, SAID, ())
-    if message not in said:
-        setattr(p, SAID, (*said, message))
-        logger.warning(message)
-        p.comment(f"ResDiT: {message}")
+    @property
+    def calls(self) -> Counter[str]:
+        """What happened in all passes so far."""
+        return sum((run.calls for run in self.runs), Counter())
+
+    @property
+    def acted(self) -> bool:
+        """True where the method has run in a model call."""
+        return bool(self.calls["blocks"] or self.calls["model calls"])
 
 
 def shown_steps() -> Callable[[str, int, int], None]:
@@ -77,11 +80,38 @@ def shown_steps() -> Callable[[str, int, int], None]:
     return on_step
 
 
-def refuse(p: object, reason: object) -> None:
-    """Tell the user why the image is made without ResDiT, in the log, under the image and in its parameters."""
-    logger.error("not active: %s", reason)
-    p.comment(f"ResDiT is not active: {reason}")
-    p.extra_generation_params[infotext.REFUSED_KEY] = str(reason)
+def refuse(p: object, reason: str) -> None:
+    """Have the rest of the generation made as if ResDiT were off, and say why.
+
+    Until the noise is drawn the size is put back. What comes up after that could not be known before: an error of ours,
+    a model function that another extension took, another model in the hires pass. The picture then keeps its size. The
+    hosts could be interrupted, but would save the noise and drop the rest of a batch, and from a picture (img2img,
+    hires) a plain pass may well do. So it goes on, and the progress bar says at once why one may press Interrupt.
+    """
+    generation = getattr(p, ATTRIBUTE, None)
+    if generation is not None and generation.begun:
+        progress.show("not active, the console says why")
+        if generation.acted:  # so the picture is partly its own, and says so
+            generation.sampler = lambda: None
+            tell(p, f"not active from here on: {reason}", logging.ERROR)
+            return
+        reason += "; it was too late to put the size back" if generation.replaced else ""
+    elif generation is not None:
+        put_back(p, generation.replaced)
+    if generation is not None:
+        generation.release()
+    setattr(p, ATTRIBUTE, None)
+    infotext.remove(p.extra_generation_params)
+    p.extra_generation_params[infotext.REFUSED_KEY] = reason
+    tell(p, f"not active: {reason}", logging.ERROR)
+
+
+def put_back(p: object, replaced: dict[str, int]) -> None:
+    """Give the host its own size again, rounded as it has rounded ours by the time of `process`."""
+    for name, side in replaced.items():
+        setattr(p, name, side)
+    if "width" in replaced:
+        p.width, p.height = fixed_size(p.sd_model, p.width, p.height)
 
 
 def guarded(hook: Callable) -> Callable:
@@ -92,10 +122,8 @@ def guarded(hook: Callable) -> Callable:
         try:
             hook(p, *args, **kwargs)
         except ResDiTError as reason:
-            setattr(p, ATTRIBUTE, None)
-            refuse(p, reason)
+            refuse(p, str(reason))
         except Exception as error:
-            setattr(p, ATTRIBUTE, None)
             logger.exception("internal error")
             refuse(p, f"internal error ({type(error).__name__}: {error}); please report it with the console's log")
 
@@ -107,7 +135,7 @@ def prepare_vae(p: object, generation: Generation) -> None:
     if not generation.owns_final:
         return
     try:
-        host_of(p).prepare_decode(p, *final_size(p), settings.vae_tiling(), functools.partial(tell, p))
+        host_of(p).prepare_decode(p, *final_size(p), settings.vae_tiling(), teller(p))
     except Exception:
         logger.exception("the VAE is left to the WebUI")
 
@@ -127,31 +155,17 @@ def leave_no_trace(p: object) -> None:
 def before_process(p: object, *args: object) -> None:
     """Read the options and set the output size, early enough for noise, ControlNet's hint and infotext."""
     setattr(p, ATTRIBUTE, None)
-    if hasattr(p, SAID):  # of the generation that this one's object was copied from (X/Y/Z plot)
-        delattr(p, SAID)
+    # Of the generation that this one's object was copied from (X/Y/Z plot), or of the picture before (img2img's batch).
+    forget(p)
+    infotext.remove(p.extra_generation_params)
     request = parse_request(xyz.merged(p, args))
     if not request.enabled:
         return
     generation = Generation(request)
     setattr(p, ATTRIBUTE, generation)
-    if request.values["size"] == WEBUI_SIZE:
-        return
-    size = output_size(request.values, p.width, p.height)
-    # With hires the size is that of the picture that is saved.
-    names = ("hr_resize_x", "hr_resize_y") if getattr(p, "enable_hr", False) else ("width", "height")
-    for name, side in zip(names, size, strict=True):
-        generation.replaced[name] = getattr(p, name)
-        setattr(p, name, side)
-
-
-def final_size(p: object) -> tuple[int, int]:
-    """(width, height) of the picture that will be saved."""
-    if not getattr(p, "enable_hr", False):
-        return p.width, p.height
-    x, y = p.hr_resize_x, p.hr_resize_y
-    if x == 0 and y == 0:
-        return int(p.width * p.hr_scale), int(p.height * p.hr_scale)
-    return x or y * p.width // p.height, y or x * p.height // p.width
+    # After an error no hook is called, and the host's unet keeps our wrapper until the next generation.
+    weakref.finalize(p, generation.release).atexit = False
+    set_size(p, request, generation.replaced)
 
 
 @guarded
@@ -161,41 +175,16 @@ def process(p: object, *_: object) -> None:
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None:
         return
-    try:
-        family = host_of(p).family_of(p)
-    except Unsupported:
-        for name, side in generation.replaced.items():  # the image is to be made as if we were off
-            setattr(p, name, side)
-        raise
-    hires = getattr(p, "enable_hr", False)
-    first_only = hires and generation.request.values["apply_to"] == FIRST_PASS
-    size = (p.width, p.height) if first_only else final_size(p)
-    # Which of its steps a later pass or img2img will run is the host's to decide.
-    steps = None if (hires and not first_only) or getattr(p, "init_images", None) else p.steps
-    plan = forecast(generation.request, *size, steps, family)
-    logger.info(plan.line())
-    p.comment(f"ResDiT {plan.line()}")
-    p.extra_generation_params.update(infotext.parameters(generation.request))
-    generation.owns_final = plan.active and not first_only
+    plan = plan_of(p, generation.request, host_of(p).accept(p))
+    tell(p, plan.line(), logging.INFO)
+    if plan.active:
+        p.extra_generation_params.update(infotext.parameters(generation.request, final_size(p)))
+    else:
+        p.extra_generation_params[infotext.REFUSED_KEY] = plan.idle
+    generation.owns_final = plan.active and (plan.width, plan.height) == final_size(p)
     if getattr(p, "init_images", None):
         prepare_vae(p, generation)  # img2img encodes its picture next; the host drops the VAE after that
-
-
-def run_sigmas(p: object, steps: int) -> object | None:
-    """The pass's full list of noise levels from its sampler; None where the sampler has no such list."""
-    get_sigmas = getattr(p.sampler, "get_sigmas", None)
-    return get_sigmas(p, steps) if get_sigmas is not None else None
-
-
-def wants_this_pass(p: object, apply_to: str) -> bool:
-    """True unless the choice excludes the pass that is about to begin; without hires there is one pass, the first."""
-    is_hires = bool(getattr(p, "is_hr_pass", False))
-    return not getattr(p, "enable_hr", False) or apply_to == BOTH_PASSES or is_hires == (apply_to == HIRES_PASS)
-
-
-def steps_of_pass(p: object) -> int:
-    """How many steps the pass that is about to begin was ordered with."""
-    return (p.hr_second_pass_steps if getattr(p, "is_hr_pass", False) else 0) or p.steps
+    generation.begun = True
 
 
 def method_of_pass(p: object, grid: Grid) -> tuple[Layout, ResDiTConfig] | None:
@@ -218,34 +207,56 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
     if not wants_this_pass(p, generation.request.values["apply_to"]):
         return
     host = host_of(p)
-    family = host.family_of(p)
-    x = kwargs.get("x")
-    run = Run(generation.request.config, say=functools.partial(tell, p), on_step=shown_steps())
-    if x is not None and run.layout(family.grid(x)).is_base:
+    family, x = host.family_of(p), kwargs.get("x")
+    if x is not None and method_of_pass(p, family.grid(x)) is None:
         return
-    steps = steps_of_pass(p)
-    run.set_sigmas(run_sigmas(p, steps), steps)
+    run = generation.run_of(p.sampler)
+    if run is None:
+        generation.release()
+        run = Run(generation.request.config, say=teller(p), on_step=shown_steps())
+        steps = steps_of(p, in_hires(p))
+        run.set_sigmas(sigmas_of_pass(p), steps.listed, steps.skipped)
+        if hasattr(p.sampler, "get_timesteps"):
+            run.say(f"the sampler counts timesteps of models before these and its levels {UNSUITABLE}")
+        generation.runs.append(run)
+        generation.sampler = weakref.ref(p.sampler)
     host.attach_to(p, run)
-    generation.release()
-    generation.runs.append(run)
+
+
+@guarded
+def before_step(p: object) -> None:
+    """Attach again where the host has changed the model in the middle of a pass (refiner), which drops what was set."""
+    generation = getattr(p, ATTRIBUTE, None)
+    run = None if generation is None else generation.run_of(p.sampler)
+    if run is None or host_of(p).is_attached(p):
+        return
+    run.release()  # made for the other model
+    host_of(p).attach_to(p, run)
+    logger.info("the model was changed: it has ResDiT too")
+
+
+@guarded
+def after_batch(p: object, *_: object, **__: object) -> None:
+    """Report, before their parameters are written, pictures on which the method never ran: something is in its way."""
+    generation = getattr(p, ATTRIBUTE, None)
+    if generation is None or not generation.runs or generation.acted or progress.stopped():
+        return
+    if generation.calls["base"]:
+        refuse(p, "another extension called the model on tiles no larger than the base size")
+    else:
+        refuse(p, "another extension replaced the model function after ResDiT was attached")
 
 
 def postprocess(p: object, processed: object) -> None:
-    """Leave nothing, and report a pass in which the method never ran: another extension is in its way."""
+    """Leave nothing, and hand out what was told."""
     leave_no_trace(p)
+    answer(p, processed)
     generation = getattr(p, ATTRIBUTE, None)
-    if generation is None or not generation.runs:
+    if generation is None:
         return
     generation.release()
-    calls = sum((run.calls for run in generation.runs), Counter())
-    if calls["blocks"] or calls["model calls"]:
+    if generation.acted:
+        calls = generation.calls
         logger.info(
             "done: %s", ", ".join(f"{calls[name]} {name}" for name in ("global", "fused", "local") if calls[name])
         )
-        return
-    if calls["base"]:
-        message = "ResDiT did nothing: another extension called the model on tiles no larger than the base size"
-    else:
-        message = "ResDiT did not run: another extension replaced the model function after it was attached"
-    logger.error(message)
-    processed.comments += f"{message}\n"

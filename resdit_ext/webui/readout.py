@@ -30,7 +30,7 @@ def figures(plan: Forecast) -> list[tuple[str, str]]:
     return [
         ("Picture", f"{plan.width}x{plan.height}, {plan.width * plan.height / 1e6:.1f} MP, {plan.scale:.2f}x"),
         ("Patches", f"{len(plan.layout.cols)}x{len(plan.layout.rows)} of {w}x{h}"),
-        ("Steps", ", ".join(f"{n} {phase}" for phase, n in plan.phases.items())),
+        ("Steps", plan.in_phases),
         ("Attention", f"{plan.attention:.2f}x of plain"),
         ("Memory", f"{plan.activations / 1e9:.1f} GB beside the weights"),
         ("VAE", f"{plan.decode / 1e9:.1f} GB, or in tiles"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import gradio as gr
 
 from ..errors import ResDiTError
+from . import settings
 from .options import BY_NAME, MAX_SIDE, OPTIONS, WEBUI_SIZE, output_size, parse_request
 from .preset_row import QUIET
 
@@ -32,7 +33,7 @@ class SendSize:
                 request = parse_request((True, *args[1:]))
             except ResDiTError:  # the read-out says what is wrong
                 return gr.update(), gr.update(), gr.update(), before
-            new = output_size(request.values, width, height)
+            new = output_size(request.values, width, height, settings.size_step())
             lifted = [gr.update(value=v, maximum=max(b, MAX_SIDE)) for v, b in zip(new, bounds, strict=True)]
             return *lifted, WEBUI_SIZE, before or (width, height, args[SIZE])
 

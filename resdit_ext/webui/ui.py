@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 
 import gradio as gr
 
 from ..errors import ResDiTError
-from . import readout
-from .forecast import Forecast, forecast
+from ..hosts import fixed_size, loaded_model
+from . import readout, settings
+from .forecast import Forecast
 from .options import (
+    BY_NAME,
     CUSTOM_SIZE,
     DEFAULTS,
     FREE_RATIO,
+    LONG_SIDES,
     OPTIONS,
     WEBUI_RATIO,
     WEBUI_SIZE,
     Option,
-    output_size,
     parse_request,
+    snap,
 )
+from .passes import plan_of, set_size
 from .preset_row import QUIET, PresetRow
 from .presets import PresetStore
 from .send_size import SendSize
 
-HOST_DEFAULTS = {"width": 1024, "height": 1024, "steps": 20}
+# What the page has of the host's, under the names of the host's `p`; a page without these controls has no such pass.
+HOST_DEFAULTS = {
+    "width": 1024,
+    "height": 1024,
+    "steps": 20,
+    "denoising_strength": 0.75,
+    "enable_hr": False,
+    "hr_second_pass_steps": 0,
+    "hr_scale": 2.0,
+    "hr_resize_x": 0,
+    "hr_resize_y": 0,
+    "init_images": (),
+}
+POSITIVE = ("width", "height", "steps")  # an emptied field is None or 0
+WHOLE = ("width", "height", "steps", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y")
 
 
 def component(option: Option, elem_id: str, value: object) -> gr.components.Component:
@@ -44,14 +63,27 @@ def component(option: Option, elem_id: str, value: object) -> gr.components.Comp
     return made
 
 
-def planned(host: Mapping[str, int], args: tuple) -> Forecast:
-    """What is going to happen with these options beside the page's size and steps; an error becomes the reason."""
-    width, height, steps = (int(host[name]) for name in ("width", "height", "steps"))
+def planned(host: Mapping[str, object], args: tuple) -> Forecast:
+    """What is going to happen with these options beside the page's own values; an error becomes the reason."""
+    p = SimpleNamespace(**HOST_DEFAULTS | host)
+    for name in WHOLE:
+        setattr(p, name, int(getattr(p, name)))
     try:
         request = parse_request((True, *args[1:]))
-        return forecast(request, *output_size(request.values, width, height), steps)
+        set_size(p, request, {})
+        p.width, p.height = fixed_size(loaded_model(), p.width, p.height)
+        return plan_of(p, request)
     except ResDiTError as error:
-        return Forecast(width, height, steps, idle=str(error))
+        return Forecast(p.width, p.height, p.steps, idle=str(error))
+
+
+def enlarged(size: str, ratio: str, width: float | None, height: float | None) -> list[object]:
+    """The sides of a free frame after a click on 2K, 3K or 4K: that long, in the ratio they have."""
+    if ratio != FREE_RATIO or size not in LONG_SIDES or not width or not height:
+        return [gr.update(), gr.update()]
+    scale = LONG_SIDES[size] / max(width, height)
+    low = BY_NAME["width"].low
+    return [max(low, snap(side * scale, settings.size_step())) for side in (width, height)]
 
 
 class Accordion:
@@ -81,6 +113,7 @@ class Accordion:
             note: what this host cannot do, for its users.
         """
         self.prefix = f"{tab}_resdit"
+        self.given = {"init_images": (None,)} if tab == "img2img" else {}
         by_name: dict[str, gr.components.Component] = {}
 
         def add(*names: str) -> None:
@@ -102,10 +135,11 @@ class Accordion:
             with gr.Row(elem_classes="resdit-row", visible=free) as free_row:
                 add("width", "height")
             add("speed")
-            start = readout.html(planned(HOST_DEFAULTS, tuple(defaults.values())))
-            self.status = gr.HTML(start, elem_id=f"{self.prefix}_status")
+            start = readout.html(planned(self.given, tuple(defaults.values())))
+            with gr.Column(elem_id=f"{self.prefix}_status"):  # gradio 3 would give the text's id to two elements
+                self.status = gr.HTML(start)
             if note:
-                gr.HTML(f"<p>{html.escape(note)}</p>", elem_id=f"{self.prefix}_note")
+                gr.HTML(f"<p>{html.escape(note)}</p>")
             with gr.Accordion("Advanced", open=False, elem_id=f"{self.prefix}_advanced"):
                 add(*(option.name for option in OPTIONS if option.advanced))
                 self.presets.build_own(tool_button)
@@ -113,34 +147,48 @@ class Accordion:
         self.components, self.rows = list(self.by_name.values()), [ratio_row, long_row, free_row]
         turned = [by_name[name] for name in ("portrait", "width", "height")]
         swap.click(lambda portrait, w, h: (not portrait, h, w), inputs=turned, outputs=turned, **QUIET)
+        sides = [by_name["width"], by_name["height"]]
+        by_name["size"].input(enlarged, inputs=[by_name["size"], by_name["ratio"], *sides], outputs=sides, **QUIET)
         self.presets.connect(by_name)
 
     def follow(self, host: dict[str, gr.components.Component]) -> None:
-        """Keep the read-out up to date with our options and the host's `width`, `height` and `steps`; call once.
+        """Keep the read-out up to date with our options and the host's controls; call once.
 
         A second handler for the same component would race with this one.
+
+        Args:
+            host: `width`, `height`, `steps`, and of the other names of `HOST_DEFAULTS` those that the page has.
         """
         names = list(host)
 
         def refresh(preset: str | None, *values: object) -> tuple:
             given, options = values[: len(names)], values[len(names) :]
-            known = {name: value for name, value in zip(names, given, strict=True) if value}  # an emptied field is None
+            page = zip(names, given, strict=True)
+            known = {name: value for name, value in page if value or (value is not None and name not in POSITIVE)}
             chosen = dict(zip(self.by_name, options, strict=True))
             sized, free = chosen["size"] != WEBUI_SIZE, chosen["ratio"] == FREE_RATIO
             return (
-                readout.html(planned(HOST_DEFAULTS | known, options)),
+                readout.html(planned(self.given | known, options)),
                 gr.update(visible=sized),
                 gr.update(visible=chosen["size"] == CUSTOM_SIZE and not free),
                 gr.update(visible=sized and free),
                 gr.update(interactive=chosen["ratio"] != WEBUI_RATIO and not free),
                 self.presets.matching(preset, chosen),
+                # A free frame has its own sides, whatever a pasted picture or a click calls the size.
+                CUSTOM_SIZE if sized and free else gr.update(),
             )
 
         for source in (*host.values(), *self.components):
             source.change(
                 refresh,
                 inputs=[self.presets.chosen, *host.values(), *self.components],
-                outputs=[self.status, *self.rows, self.by_name["portrait"], self.presets.chosen],
+                outputs=[
+                    self.status,
+                    *self.rows,
+                    self.by_name["portrait"],
+                    self.presets.chosen,
+                    self.by_name["size"],
+                ],
                 **QUIET,
             )
         self.send.connect(self.components, host)
