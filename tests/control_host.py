@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdit_ext.control.nets import build
@@ -13,6 +14,9 @@ from resdit_ext.hosts import forge_control
 from resdit_ext.hosts.forge_link import Held
 
 WRAPPER = "model_function_wrapper"
+SIGMAS = [1 - i / 10 for i in range(11)]
+PICTURE = torch.rand(1, 3, 64, 64)
+CONDITIONING = dict(c_crossattn=torch.randn(1, 5, 32), y=torch.randn(1, 16), guidance=torch.tensor([3.5]))
 
 
 class Unet:
@@ -123,3 +127,23 @@ class Generation:
             return link.get_control(x, torch.full((len(x),), sigma), cond, 1)
         finally:
             link.cleanup()
+
+
+def generation(
+    monkeypatch: object,
+    network: nn.Module | None = None,
+    name: str = "FLUX.1",
+    hidden: int = 64,
+    config: object = None,
+    height: int = 8,
+    width: int = 8,
+    batch: int = 1,
+) -> tuple[Generation, Tensor]:
+    """A generation by a model with two blocks of each kind, unless told otherwise, and its latent."""
+
+    def encode(picture: Tensor) -> Tensor:
+        return F.avg_pool2d(picture, 8).repeat(1, 2, 1, 1)[:, :4]
+
+    unet = unet_of(network or Network(2, 2))
+    p = Generation(monkeypatch, unet, family_of(name, hidden), encode, SIGMAS, config)
+    return p, torch.randn(batch, 4, height, width)

@@ -90,11 +90,17 @@ def test_units_add_up_at_the_picture_with_their_weights_and_masks():
 
 
 def test_rows_have_weights_of_their_own_along_the_depth():
-    one = part(count=1, depth_weights=[[0.0, 1.0], None])
+    one = part(count=1, strength=0.5, depth_weights=[[0.0, 1.0], None])
     added = Added([one], 3, one.grid, torch.float32)
     for block, factor in enumerate((0, 0.5, 1)):
-        torch.testing.assert_close(added[block][0], one.residuals[0][0] * factor)
-        assert torch.equal(added[block][1], one.residuals[0][1])
+        torch.testing.assert_close(added[block][0], one.residuals[0][0] * factor * 0.5)
+        assert torch.equal(added[block][1], one.residuals[0][1] * 0.5)
+
+
+def test_masks_of_a_batch_come_in_turn():
+    mask = torch.rand(2, COARSE.tokens, 1)
+    one = part(count=1, rows=4, mask=mask)
+    torch.testing.assert_close(one.after(0, 1, COARSE), one.residuals[0] * mask.repeat(2, 1, 1))
 
 
 def test_what_adds_nothing_says_so():

@@ -1,33 +1,21 @@
-"""The units of the ControlNet panel: before the panel sees them, as it makes and links them, and where it fails."""
+"""The units of the ControlNet panel before the panel sees them, and where it fails; how it gets to know ours."""
 
-import gc
-import logging
-import math
 import sys
-import weakref
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import nn
 
 from resdit_ext import ResDiTConfig
 from resdit_ext.errors import Unsupported
 from resdit_ext.hosts import forge, forge_control, forge_panel
 from resdit_ext.hosts.forge_control import ResDiTControl
-from resdit_ext.hosts.forge_heeding import heeding
-from resdit_ext.memory import OutOfMemory
 from resdit_ext.webui import control, lifecycle
-from tests.control_host import WRAPPER, Generation, Network, family_of, unet_of
-from tests.control_nets import KINDS, as_stability, as_xlabs, net_of
-
-SIGMAS = [1 - i / 10 for i in range(11)]
-PICTURE = torch.rand(1, 3, 64, 64)
+from tests.control_nets import KINDS, as_xlabs, net_of
 
 
 class Unit:
@@ -189,6 +177,12 @@ def test_the_first_unit_that_the_panel_could_not_prepare_is_named(files):
     forge_panel.report_failures(page(Unit(), Unit(enabled=False), prepared=[0]), pytest.fail)
 
 
+def test_an_api_request_may_order_fewer_units_than_the_panel_has(files):
+    p = page(Unit(image=None), Unit(), Unit())
+    p.script_args = p.script_args[:4]
+    assert reviewed(p) == ["the first ControlNet unit is left out: it has no image"] and len(p.script_args) == 4
+
+
 def loaded(monkeypatch, family):
     """A model of this family, or of none that is ours."""
 
@@ -224,6 +218,16 @@ def test_the_hooks_read_the_pass_and_never_fail(files, monkeypatch):
     monkeypatch.setattr(forge_panel, "review", lambda *_: 1 / 0)
     control.before_process(p)
     assert prepare(p) == prepared and len(p.comments) == 3
+
+
+@pytest.mark.parametrize("size", [(3072, 1536), (1536, 3072)])
+def test_pixel_perfect_is_kept_at_the_short_side_of_the_base_size(size, files, monkeypatch):
+    p = page(Unit(pixel_perfect=True), sd_model=loaded(monkeypatch, "FLUX.1"))
+    p.width, p.height = size
+    p._resdit = lifecycle.Generation(SimpleNamespace(config=ResDiTConfig(), values={"apply_to": "both"}))
+    base = lifecycle.method_of_pass(p, lifecycle.Grid(size[1] // 16, size[0] // 16))[0].base
+    control.before_process(p)
+    assert prepare(p)[0].processor_res == 16 * min(base.height, base.width) < 16 * max(base.height, base.width)
 
 
 def test_the_panel_is_its_own_again_after_each_generation(files, monkeypatch):
@@ -337,415 +341,24 @@ def test_reloading_registers_once_and_unregistering_leaves_the_list_as_it_was(re
     assert registry == [int]
 
 
+def test_what_the_units_are_told_of_a_pass(registry, monkeypatch):
+    control.register()
+    passes = ResDiTControl.passes
+    asked = []
+    p = SimpleNamespace(steps=20, hr_second_pass_steps=7, is_hr_pass=True, comments=[])
+    p.sampler = SimpleNamespace(get_sigmas=lambda p, steps: asked.append(steps) or [1.0, 0.0])
+    p.comment = p.comments.append
+    assert passes.sigmas(p) == [1.0, 0.0] and asked == [7] and passes.steps(p) == 7
+    assert passes.method(p, lifecycle.Grid(192, 192)) is None
+    passes.say(p, "once")
+    passes.say(p, "once")
+    assert p.comments == ["ResDiT: once"]
+    modules = ModuleType("modules")
+    modules.shared = SimpleNamespace(opts=SimpleNamespace(resdit_union_mode="pose"))
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    assert passes.default_shows() == "pose"
+
+
 def test_without_such_a_host_nothing_is_registered():
     control.register()
     forge_control.unregister()
-
-
-def generation(monkeypatch, network=None, name="FLUX.1", width=64, config=None):
-    def encode(picture):
-        return F.avg_pool2d(picture, 8).repeat(1, 2, 1, 1)[:, :4]
-
-    unet = unet_of(network or Network(2, 2))
-    return Generation(monkeypatch, unet, family_of(name, width), encode, SIGMAS, config), torch.randn(1, 4, 8, 8)
-
-
-def broken(change):
-    state = dict(net_of("flux").state_dict())
-    change(state)
-    return state
-
-
-@pytest.mark.parametrize(
-    ("state", "name", "message"),
-    [
-        (broken(lambda s: s.pop("x_embedder.bias")), "net.safetensors", "it lacks x_embedder.bias"),
-        (broken(lambda s: s["x_embedder.bias"].fill_(torch.nan)), "net.safetensors", "x_embedder.bias has values"),
-        (net_of("flux").state_dict(), "net.pth", "only safetensors files are read"),
-        (net_of("sd3").state_dict(), "net.safetensors", "it is for SD3, and the model is FLUX.1"),
-        (
-            net_of("flux", num_attention_heads=4).state_dict(),
-            "net.safetensors",
-            "its tokens have 128 channels and the model's 64",
-        ),
-    ],
-)
-def test_a_bad_file_is_said_and_the_unet_stays(state, name, message, monkeypatch):
-    p, x = generation(monkeypatch)
-    unet = p.unet
-    p.add(state, PICTURE, x, name=name)
-    (said,) = p.said
-    assert said.startswith(f"ControlNet {name} is left out: ") and message in said
-    assert p.unet is unet and unet.linked is None and not unet.model_options
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes", "message"),
-    [
-        ("flux", {"joint_attention_dim": 48}, "its text tokens have 48 channels and the model's 32"),
-        ("flux", {"pooled_projection_dim": 24}, "its text vectors have 24 channels and the model's 16"),
-        ("flux", {"in_channels": 64}, "its latents have 16 channels and the model's 4"),
-        ("sd3", {"joint_attention_dim": 48}, "its text tokens have 48 channels and the model's 32"),
-        ("sd3", {"pooled_projection_dim": 24}, "its text vectors have 24 channels and the model's 16"),
-        ("sd3", {"in_channels": 16}, "its latents have 16 channels and the model's 4"),
-        ("sd3.5 8b", {"pooled_projection_dim": 24}, "its text vectors have 24 channels and the model's 16"),
-    ],
-)
-def test_a_net_for_another_size_is_said_before_sampling(kind, changes, message, monkeypatch):
-    of_flux = kind == "flux"
-    p, x = generation(monkeypatch, None if of_flux else Network(2), *(() if of_flux else ("SD3", 128)))
-    p.add(net_of(kind, **changes).state_dict(), PICTURE, x)
-    assert p.said == [f"ControlNet net.safetensors is left out: {message}: it is for another size"]
-    assert p.unet.linked is None
-    p.add(net_of(kind).state_dict(), PICTURE, x)
-    assert p.unet.linked is not None
-
-
-CONDITIONING = dict(c_crossattn=torch.randn(1, 5, 32), y=torch.randn(1, 16), guidance=torch.tensor([3.5]))
-
-
-def adds(control):
-    """What a call of the model gets, as one tensor."""
-    return torch.cat([part[i] for part in (control["input"], control["output"]) for i in range(2)])
-
-
-def count_calls(link):
-    """The calls of a link's net from now on."""
-    calls = []
-    link.patcher.model.net.register_forward_pre_hook(lambda *_: calls.append(1))
-    return calls
-
-
-@pytest.mark.parametrize("config", [None, ResDiTConfig(base_tokens=4)], ids=["base", "resdit"])
-@pytest.mark.parametrize("bad_last", [False, True])
-def test_a_net_that_fails_while_sampling_is_left_out_and_the_others_go_on(bad_last, config, monkeypatch):
-    """The model's layers do not say what goes into them, so that only the call shows that the net does not fit."""
-
-    def made(*nets):
-        p, x = generation(monkeypatch, Network(2, 2, texts=False), config=config)
-        for name, changes in nets:
-            p.add(net_of("flux", **changes).state_dict(), PICTURE, x, name=f"{name}.safetensors")
-        return p, x
-
-    good, bad = ("good", {}), ("bad", {"joint_attention_dim": 48})
-    alone, x = made(good)
-    both, _ = made(*((good, bad) if bad_last else (bad, good)))
-    links = [both.unet.linked, both.unet.linked.previous_controlnet]
-    calls = count_calls(links[not bad_last])
-    with torch.inference_mode():
-        for sigma in (0.8, 0.7):
-            expected, got = (adds(p.control(x, sigma, **CONDITIONING)) for p in (alone, both))
-            assert torch.equal(got, expected)
-    (said,) = both.said
-    assert said.startswith(
-        "ControlNet bad.safetensors is left out: its calculation failed (RuntimeError: mat1 and mat2"
-    )
-    assert len(said.splitlines()) == 1 and calls == [1] and alone.said == []
-    only, _ = made(bad)
-    assert only.control(x, 0.8, **CONDITIONING) is None
-
-
-def test_a_net_whose_results_do_not_fit_the_model_is_left_out(monkeypatch):
-    p, x = generation(monkeypatch)
-    p.add(net_of("flux").state_dict(), PICTURE, x)
-    for block in p.unet.linked.patcher.model.net.controlnet_blocks:
-        block.register_forward_hook(lambda _, __, out: out[..., :7])
-    with torch.inference_mode():
-        assert p.control(x, 0.8, **CONDITIONING) is None
-    assert p.said == ["ControlNet net.safetensors is left out: it returned (1, 16, 7) where the model has (1, 16, 64)"]
-
-
-def test_memory_and_interrupts_are_the_hosts_affair(monkeypatch):
-    for error in (OutOfMemory, KeyboardInterrupt):
-        p, x = generation(monkeypatch)
-        p.add(net_of("flux").state_dict(), PICTURE, x)
-
-        def fail(*_, error=error):
-            raise error
-
-        p.unet.linked.patcher.model.net.register_forward_pre_hook(fail)
-        with pytest.raises(error):
-            p.control(x, 0.8, **CONDITIONING)
-        assert p.said == []
-
-
-def test_a_mask_of_another_form_is_said(monkeypatch):
-    p, x = generation(monkeypatch)
-    p.add(net_of("flux").state_dict(), PICTURE, x, mask=torch.zeros(1, 3, 64, 64))
-    assert p.said == ["ControlNet net.safetensors is left out: its mask is (1, 3, 64, 64), and one has (B, 1, H, W)"]
-    assert p.unet.linked is None
-
-
-def is_gone(reference):
-    gc.collect()
-    return reference() is None
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_nothing_of_a_generation_outlives_it(fails, monkeypatch):
-    """The host keeps the last pass's unet until the next generation, and after an error it does not clean up."""
-    p, x = generation(monkeypatch, Network(2, 2, texts=False), config=ResDiTConfig(base_tokens=4))
-    mask = torch.ones(1, 1, 64, 64)
-    changes = {"joint_attention_dim": 48} if fails else {}
-    unit = p.add(
-        net_of("flux", **changes).state_dict(), PICTURE, x, mask=mask, advanced_mask_weighting=mask, strength=0.5
-    )
-    unet, link = p.unet, p.unet.linked
-    hints = [link.hint, *link.patch_hints.values(), link.mask, mask, x]
-    with torch.inference_mode():
-        p.control(x, 0.8, **CONDITIONING)
-    link.pre_run(unet.model, None)  # of a sampling that raises
-    link.cond_hint = torch.zeros(1)
-    watched = [weakref.ref(each) for each in (p, *hints, link.cond_hint)]
-    said = p.said
-    assert len(hints) > 5 and len(said) == fails
-    del p, hints, mask, x
-    assert [each() for each in watched if not is_gone(each)] == []
-    assert unet.linked is link and unit.model_patcher is link.patcher  # which the host and the panel keep
-    link.say("to nobody")
-    assert len(said) == fails and link.inference_memory_requirements(torch.float32) == 0
-    assert link.get_control(torch.randn(1, 4, 8, 8), torch.tensor([0.5]), CONDITIONING, 1) is None
-
-
-def test_the_panels_word_that_a_picture_is_made_frees_its_hints(monkeypatch):
-    """The hosts' samplers and the generation hold each other, until Python's next search for such rings."""
-    p, x = generation(monkeypatch)
-    state = net_of("flux").state_dict()
-    unit = p.add(state, PICTURE, x)
-    unit.process_before_every_sampling(p, PICTURE, None, x=x)  # a second unit of the panel with the same file
-    links = [p.unet.linked, p.unet.linked.previous_controlnet]
-    hints = [weakref.ref(link.hint) for link in links]
-    unit.process_after_every_sampling(p, None, None)
-    assert [hint() for hint in hints] == [None, None]
-    unit.process_before_every_sampling(p, PICTURE, None, x=x)  # the next picture
-    assert p.unet.linked.hint is not None and p.said == []
-
-
-def test_an_earlier_passs_hints_go_with_its_unet(monkeypatch):
-    p, x = generation(monkeypatch)
-    plain, state = p.unet, net_of("flux").state_dict()
-    p.add(state, PICTURE, x)
-    first = weakref.ref(p.unet.linked.hint)
-    p.sd_model.forge_objects.unet = plain  # as the hosts do before the next pass and the next picture
-    assert is_gone(first)
-
-
-def test_a_pass_may_be_sampled_more_than_once(monkeypatch):
-    p, x = generation(monkeypatch)
-    p.add(net_of("flux").state_dict(), PICTURE, x)
-    with torch.inference_mode():
-        first, second = (adds(p.control(x, 0.8, **CONDITIONING)) for _ in range(2))  # with the host's cleanup between
-    assert torch.equal(first, second)
-
-
-def test_a_refused_file_that_was_replaced_is_read_again(tmp_path, monkeypatch):
-    p, x = generation(monkeypatch)
-    path = tmp_path / "net.safetensors"
-    lacking = broken(lambda s: s.pop("x_embedder.bias"))
-    save_file(lacking, path)
-    unit = p.add(lacking, PICTURE, x, name=path)
-    assert "it lacks x_embedder.bias" in p.said[0]
-    unit.process_after_running_preprocessors(process=p, params=None)
-    assert unit.refusal is not None
-    save_file(net_of("flux").state_dict(), path)
-    unit.process_after_running_preprocessors(p, None)
-    unit.process_before_every_sampling(p, PICTURE, None, x=x)
-    assert unit.refusal is None and len(p.said) == 1 and p.unet.linked is not None
-
-
-def test_what_is_no_picture_is_said(monkeypatch):
-    p, x = generation(monkeypatch)
-    p.add(net_of("flux").state_dict(), {"embeds": 1}, x)
-    assert p.said == ["ControlNet net.safetensors is left out: its preprocessor gave no picture but dict"]
-
-
-@pytest.fixture
-def console(caplog):
-    """What the console gets as the settings are at first: the log's text, tracebacks and all."""
-    caplog.set_level(logging.INFO, "ResDiT")
-    logging.getLogger("ResDiT").addHandler(caplog.handler)
-    yield lambda: caplog.text
-    logging.getLogger("ResDiT").removeHandler(caplog.handler)
-
-
-def test_an_error_of_ours_is_said_and_the_image_is_made(monkeypatch, console):
-    p, x = generation(monkeypatch)
-    p.sd_model.encode_first_stage = lambda _: 1 / 0
-    p.add(net_of("flux").state_dict(), PICTURE, x)
-    (said,) = p.said
-    assert "internal error (ZeroDivisionError: division by zero); please report it" in said and p.unet.linked is None
-    control.before_sampling(SimpleNamespace(scripts=SimpleNamespace(alwayson_scripts=1)))
-    assert "left to the WebUI (TypeError: 'int' object is not iterable)" in console() and "Traceback" not in console()
-
-
-def test_no_memory_for_a_hint_is_said(monkeypatch):
-    p, x = generation(monkeypatch)
-
-    def encode(_):
-        raise OutOfMemory
-
-    p.sd_model.encode_first_stage = encode
-    p.add(net_of("flux").state_dict(), PICTURE, x)
-    assert p.said == ["ControlNet net.safetensors is left out: there is no memory for its hint"]
-    assert p.unet.linked is None
-
-
-@pytest.mark.parametrize(
-    ("attribute", "value", "name"),
-    [
-        ("strength", math.nan, "weight"),
-        ("strength", math.inf, "weight"),
-        ("start_percent", math.nan, "first step"),
-        ("end_percent", -math.inf, "last step"),
-    ],
-)
-def test_numbers_that_are_none_are_said(attribute, value, name, monkeypatch):
-    p, x = generation(monkeypatch)
-    p.add(net_of("flux").state_dict(), PICTURE, x, **{attribute: value})
-    assert p.said == [f"ControlNet net.safetensors is left out: its {name} is {value}, and must be a finite number"]
-    assert p.unet.linked is None
-
-
-@pytest.mark.parametrize(("start", "end", "acts"), [(0.8, 0.2, False), (-3, 7, True), (5, 9, False), (1, 1, False)])
-def test_a_range_out_of_order_or_bounds_is_no_error(start, end, acts, monkeypatch):
-    p, x = generation(monkeypatch)
-    p.add(net_of("flux").state_dict(), PICTURE, x, start_percent=start, end_percent=end)
-    with torch.inference_mode():
-        assert [p.control(x, sigma, **CONDITIONING) is not None for sigma in (1.0, 0.5, 0.1)] == [acts] * 3
-    assert p.said == []
-
-
-def test_a_file_that_cannot_be_read_is_said(tmp_path, monkeypatch):
-    """Whatever goes wrong while the panel makes the unit; an error there would cost the units after it too."""
-    p, x = generation(monkeypatch)
-    monkeypatch.setattr(forge_control, "check_shapes", lambda _: 1 / 0)
-    p.add(net_of("flux").state_dict(), PICTURE, x)
-    assert p.said == ["ControlNet net.safetensors is left out: it cannot be read (ZeroDivisionError: division by zero)"]
-    assert p.unet.linked is None
-
-
-def test_a_file_of_another_kind_is_for_another_class():
-    assert ResDiTControl.try_build_from_state_dict({"zero_convs.0.0.weight": torch.zeros(1)}, "unet.pth") is None
-    assert ResDiTControl.try_build_from_state_dict({}, "empty.safetensors", {"some": "metadata"}) is None
-
-
-@pytest.mark.parametrize(
-    ("kind", "given", "shows", "asked"),
-    [
-        ("flux union", {"unit": SimpleNamespace(type_filter="Tile")}, "tile", False),
-        ("flux union", {"params": SimpleNamespace(preprocessor=SimpleNamespace(tags=["OpenPose"]))}, "pose", False),
-        ("flux union", {"unit": SimpleNamespace(type_filter="All")}, "canny", True),
-        ("flux", {}, None, False),
-        ("sd3.5 8b", {}, "canny", True),
-    ],
-)
-def test_what_the_hint_shows_is_asked_where_it_matters(kind, given, shows, asked, monkeypatch):
-    flux = kind.startswith("flux")
-    p, x = generation(monkeypatch, None if flux else Network(2), *(() if flux else ("SD3", 128)))
-    p.add(net_of(kind).state_dict(), PICTURE, x, given=given)
-    assert p.unet.linked.shows == shows and ["serves several kinds" in said for said in p.said] == [True] * asked
-
-
-def test_a_file_that_says_what_it_is_for_is_not_asked(monkeypatch):
-    p, x = generation(monkeypatch, Network(2), "SD3", 128)
-    unit = SimpleNamespace(type_filter="Canny")
-    p.add(as_stability(net_of("sd3.5 8b").state_dict(), 2.0), PICTURE, x, given={"unit": unit})
-    assert p.unet.linked.shows == "depth" and p.said == []
-
-
-def test_on_tiles_control_is_left_out_aloud(monkeypatch):
-    p, x = generation(monkeypatch)
-    p.add(net_of("flux").state_dict(), PICTURE, x)
-    cond = dict(c_crossattn=torch.randn(1, 5, 32), y=torch.randn(1, 16))
-    link = p.unet.linked
-    assert link.cond_hint is None and link.cond_hint_original.ndim == 4 and link.device == torch.device("cpu")
-    assert p.control(x[..., :4], 0.5, **cond) is None
-    assert p.said == ["ControlNet net.safetensors is left out: another extension calls the model on tiles"]
-
-
-def test_sd3_without_resdit_says_where_its_positions_end(monkeypatch):
-    p, _ = generation(monkeypatch, Network(2), "SD3", 128)
-    x = torch.randn(1, 4, 32, 32)  # 16 tokens a side, where the net has 12
-    p.add(net_of("sd3").state_dict(), torch.rand(1, 3, 256, 256), x)
-    assert p.control(x, 0.5, c_crossattn=torch.randn(1, 5, 32), y=torch.randn(1, 16)) is None
-    assert "it has no positions beyond 192 pixels a side; with ResDiT it needs none" in p.said[0]
-
-
-def test_the_device_is_asked_for_the_nets_and_their_memory(monkeypatch):
-    p, x = generation(monkeypatch)
-    for seed in (0, 1):
-        p.add(net_of("flux", seed=seed).state_dict(), PICTURE, x)
-    link = p.unet.linked
-    assert [patcher.model.compute for patcher in link.get_models()] == [torch.float32] * 2
-    one = link.previous_controlnet.inference_memory_requirements(torch.float32)
-    assert link.inference_memory_requirements(torch.float32) == 2 * one > 0
-
-
-def test_the_nets_weights_are_not_kept_twice(monkeypatch):
-    p, x = generation(monkeypatch)
-    unit = p.add(net_of("flux").state_dict(), PICTURE, x)
-    patcher = unit.model_patcher
-    assert unit.checkpoint.weights == {}
-    unit.process_before_every_sampling(p, PICTURE, None, x=x)
-    assert unit.model_patcher is patcher and p.said == []
-
-
-class TwoStreams(nn.Module):
-    """A FLUX whose forward drops `control`, as Forge's and ersatzForge's."""
-
-    class Double(nn.Module):
-        def forward(self, image, text):
-            return image + 0, text + 0
-
-    class Single(nn.Module):
-        def forward(self, tokens):
-            return tokens + 0
-
-    def __init__(self):
-        super().__init__()
-        self.double_blocks = nn.ModuleList([self.Double(), self.Double()])
-        self.single_blocks = nn.ModuleList([self.Single()])
-
-    def forward(self, x, context, **_):
-        image, text = x, context
-        for block in self.double_blocks:
-            image, text = block(image, text)
-        tokens = torch.cat((text, image), 1)
-        for block in self.single_blocks:
-            tokens = block(tokens)
-        return tokens[:, text.shape[1] :]
-
-
-def test_a_flux_that_drops_control_gets_it_for_the_one_call():
-    model = TwoStreams()
-    unet = unet_of(model)
-    seen = []
-
-    def theirs(apply_model, args):  # another extension's, set before
-        seen.append("theirs")
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    unet.set_model_unet_function_wrapper(theirs)
-    patched = heeding(heeding(unet))
-    assert unet.model_options[WRAPPER] is theirs and patched.model_options[WRAPPER].resdit_heeds
-    control = {"input": [torch.ones(1, 4, 2), None], "output": [10 * torch.ones(1, 4, 2)]}
-    x, text = torch.zeros(1, 4, 2), torch.zeros(1, 3, 2)
-
-    def apply_model(latent, t, c_crossattn, control=None):
-        return model(latent, c_crossattn, control=control)
-
-    def call(control):
-        c = {"c_crossattn": text, "control": control}
-        return patched.model_options[WRAPPER](apply_model, {"input": x, "timestep": None, "c": c})
-
-    assert torch.equal(call(control), 11 * torch.ones(1, 4, 2)) and seen == ["theirs"]
-    assert torch.equal(call(None), x)
-    assert not any(module._forward_hooks for module in model.modules())
-    with pytest.raises(IndexError):
-        call({"input": [], "output": []})
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_a_model_that_takes_control_is_left_alone():
-    unet = unet_of(Network(2, 2))
-    assert heeding(unet) is unet
