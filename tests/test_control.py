@@ -122,8 +122,9 @@ def test_a_hint_is_resized_well():
     assert small.shape == (1, 3, 20, 30) and float(small.min()) >= 0 and float(small.max()) <= 1
     torch.testing.assert_close(small[0, 2, 10], ramp[0, 0, 0].reshape(30, 2).mean(1), atol=0.02, rtol=0)
     stripes = torch.arange(60).remainder(2).float().expand(1, 3, 40, 60)
-    assert (pixels(stripes, 20, 30)[..., 2:-2] - 0.5).abs().max() < 0.1  # not aliased to black or white
-    assert pixels(stripes, 40, 60) is not None and torch.equal(pixels(stripes, 40, 60), stripes)
+    assert (pixels(stripes, 20, 20)[..., 2:-2] - 0.5).abs().max() < 0.2  # not aliased to black or white
+    assert pixels(torch.full((1, 3, 4, 4), -1.0), 4, 4).eq(0).all()  # a mark of the inpainting preprocessors
+    assert torch.equal(pixels(stripes, 40, 60), stripes)
 
 
 @pytest.mark.parametrize(
@@ -168,5 +169,6 @@ def test_encoding_leaves_the_hosts_random_numbers_alone():
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    first, second = (seeded(lambda x: x + torch.rand(2), torch.zeros(2)) for _ in range(2))
-    assert torch.equal(first, second) and torch.equal(torch.rand(3), expected)
+    first = seeded(lambda x: x + torch.rand(2), torch.zeros(2))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(seeded(lambda x: x + torch.rand(2), torch.zeros(2)), first)  # wherever the host's are

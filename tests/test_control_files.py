@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch import nn
 
 from resdit_ext.control import recognise
 from resdit_ext.control.checkpoint import check_numbers, why_unreadable
@@ -138,6 +139,44 @@ def test_any_float_type_is_read(dtype):
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
     for name, value in state.items():
         assert torch.equal(net.state_dict()[name], value.float()), name
+
+
+@pytest.mark.parametrize("head", [24, 20, 0])
+def test_heads_that_flux_cannot_have_are_refused(head):
+    """Its positions share a head in sixteenths; 20 does not divide the channels either."""
+    state = dict(net_of("flux").state_dict())
+    state["transformer_blocks.0.attn.norm_q.weight"] = torch.ones(head)
+    state["x_embedder.weight"] = torch.zeros(48, 16)
+    with pytest.raises(Unsupported, match=f"48 channels in heads of {head}|no shape for it"):
+        recognise(state, PATH)
+
+
+@contextlib.contextmanager
+def layers_of_a_host(stored):
+    """As the hosts': linear layers that keep their weights in a given type and cast them while computing."""
+
+    class Linear(nn.Linear):
+        parameters_manual_cast = True
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.to(stored)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn, "Linear", Linear)
+        yield
+
+
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16])
+def test_a_hosts_layers_keep_eight_bits_and_nothing_else_does(stored):
+    weights = {
+        name: value.to(stored) if value.ndim > 1 else value for name, value in net_of("flux").state_dict().items()
+    }
+    net = build(recognise(weights, PATH), torch.bfloat16, layers_of_a_host)
+    eight = stored.itemsize == 1
+    for name, parameter in net.named_parameters():
+        assert parameter.dtype == (stored if eight and parameter.ndim > 1 else torch.bfloat16), name
+    assert not net.training and not any(parameter.requires_grad for parameter in net.parameters())
 
 
 def test_eight_bit_nan_is_found():

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,6 +160,17 @@ def test_sd3_without_resdit_says_where_its_positions_end(monkeypatch):
     p.add(net_of("sd3").state_dict(), torch.rand(1, 3, 256, 256), x)
     assert p.control(x, 0.5, c_crossattn=torch.randn(1, 5, 32), y=torch.randn(1, 16)) is None
     assert "it has no positions beyond 192 pixels a side; with ResDiT it needs none" in p.said[0]
+
+
+@pytest.mark.parametrize(("kind", "number"), [("OpenPose", 4), ("Blur", 3)])
+def test_a_union_net_that_has_not_the_mode_says_so(kind, number, monkeypatch):
+    p, x = generation(monkeypatch)
+    unit = SimpleNamespace(type_filter=kind)
+    p.add(net_of("flux union", num_mode=4).state_dict(), PICTURE, x, given={"unit": unit})
+    with torch.inference_mode():
+        acts = p.control(x, 0.5, **CONDITIONING) is not None
+    assert acts == (number < 4) != bool(p.said)
+    assert acts or p.said == ["ControlNet net.safetensors is left out: it has 4 modes, and 'pose' would be number 4"]
 
 
 def test_the_device_is_asked_for_the_nets_and_their_memory(monkeypatch):
