@@ -169,7 +169,7 @@ class FakeProcessing:
     """The host's `p`: what the hooks read and write."""
 
     def __init__(self, model=None, **attributes):
-        self.width, self.height, self.steps = 1024, 1024, 7
+        self.width, self.height, self.steps, self.sampler_name = 1024, 1024, 7, "Euler"
         self.comments, self.extra_generation_params = {}, {}
         self.sd_model = SimpleNamespace(forge_objects=SimpleNamespace(unet=FakePatcher(model or FakeFlux())))
         self.sampler = FakeSampler()

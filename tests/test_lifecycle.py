@@ -19,6 +19,7 @@ from tests.fakes import CHANNELS, FakeFlux, FakeProcessing, FakeSampler
 from tests.webui_host import FakeHost
 
 SMALL = {"width": 768, "base_size": 256}  # 48x48 tokens above a 16x16 base
+TINY = {"width": 384, "base_size": 128}
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +221,7 @@ def test_a_stolen_wrapper_is_reported(model, caplog):
 def test_an_interrupt_before_the_first_step_is_nobodys_fault(model, monkeypatch):
     host = FakeHost(monkeypatch, fakes.FakePatcher(model))
     host.state.interrupted = True
-    made = host.generate(SMALL)
+    made = host.generate(TINY)
     assert len(made.comments) == 1 and "ResDiT not active" not in made.info
 
 
@@ -293,7 +294,7 @@ def test_a_refusal_while_the_size_is_set_gives_it_back(model, monkeypatch):
     assert (p.width, p.height) == (1024, 1024) and "surprise" in p.extra_generation_params["ResDiT not active"]
 
 
-@pytest.mark.parametrize(("options", "late"), [(SMALL, True), ({"size": "WebUI", "base_size": 256}, False)])
+@pytest.mark.parametrize(("options", "late"), [(TINY, True), ({"size": "WebUI", "base_size": 128}, False)])
 def test_a_refusal_after_the_noise_is_drawn_is_said_at_once(model, monkeypatch, options, late):
     host, shown = FakeHost(monkeypatch, fakes.FakePatcher(model)), []
 
@@ -302,7 +303,7 @@ def test_a_refusal_after_the_noise_is_drawn_is_said_at_once(model, monkeypatch, 
 
     monkeypatch.setattr(forge, "attach_to", broken)
     host.before_step = lambda _: shown.append(host.state.textinfo)
-    made = host.generate(options, width=768, height=768)
+    made = host.generate(options, width=384, height=384)
     parameters = made.pictures[0].parameters
     assert list(parameters) == ["ResDiT not active"]
     assert ("it was too late to put the size back" in parameters["ResDiT not active"]) is late
@@ -316,8 +317,8 @@ def test_a_pass_that_is_refused_leaves_the_parameters_of_the_one_before(model, m
     other = fakes.FakePatcher(torch.nn.Linear(2, 2))
     other.sample = lambda x, sigma: x
     host.before_step = lambda _: setattr(host, "unet", other)
-    options = {**SMALL, "width": 1024}
-    made = host.generate(options, **HIRES | dict(width=512, height=512, denoising_strength=0.5))
+    options = {**TINY, "width": 512}
+    made = host.generate(options, **HIRES | dict(width=256, height=256, denoising_strength=0.5))
     assert "ResDiT" in made.pictures[0].parameters and "ResDiT not active" not in made.pictures[0].parameters
     assert "not active from here on: Linear is not a model" in made.info["ResDiT notes"][1]
 
@@ -327,7 +328,7 @@ def test_nothing_keeps_the_generation_or_its_latents(model, monkeypatch):
     gc.collect()
     gc.disable()  # no circle of ours either
     try:
-        made = host.generate(SMALL)
+        made = host.generate(TINY)
         assert "model_function_wrapper" in host.sd_model.forge_objects.unet.model_options  # as the host leaves it
         p, picture = weakref.ref(made.p), weakref.ref(made.pictures[0].latent)
         del made
@@ -354,7 +355,7 @@ def test_nothing_keeps_a_generation_that_failed_nor_what_it_made(model, monkeypa
     monkeypatch.setattr(FakeProcessing, "__init__", noted)
     host.before_step = break_down
     with contextlib.suppress(RuntimeError):
-        host.generate(SMALL)
+        host.generate(TINY)
     gc.collect()  # the traceback's frames
     assert len(seen) == 2 and [ref() for ref in seen] == [None, None]
     assert "model_function_wrapper" in host.sd_model.forge_objects.unet.model_options  # which the host still has
@@ -371,12 +372,12 @@ def test_a_model_changed_in_the_middle_of_a_pass_gets_resdit_too(model, monkeypa
         if number == 4:
             host.sd_model.forge_objects.unet = refiner
             if recalled:
-                lifecycle.before_sampling(host.p, x=torch.zeros(1, CHANNELS, 96, 96))
+                lifecycle.before_sampling(host.p, x=torch.zeros(1, CHANNELS, 48, 48))
 
     attach_to = forge.attach_to
     monkeypatch.setattr(forge, "attach_to", lambda p, run: (setattr(host, "p", p), attach_to(p, run)))
     host.before_step = change
-    made = host.generate(SMALL)
+    made = host.generate(TINY)
     (run,) = made.p._resdit.runs
     assert run.calls["blocks"] == 3 * 7 and len(made.comments) == 1
     assert host.shown[-1] == "ResDiT: fused 5/5"
@@ -393,7 +394,7 @@ def test_a_model_of_another_family_in_the_middle_of_a_pass_is_said(model, monkey
             host.sd_model.forge_objects.unet = other
 
     host.before_step = change
-    made = host.generate(SMALL)
+    made = host.generate(TINY)
     notes = made.info["ResDiT notes"]
     assert len(notes) == 2 and notes[1].startswith("not active from here on: Linear is not a model")
 
@@ -409,7 +410,7 @@ class TimestepSampler:
 def test_a_sampler_that_never_comes_to_the_layout_is_said_to_be_unsuitable(model, monkeypatch):
     host = FakeHost(monkeypatch, fakes.FakePatcher(model))
     host.make_sampler = TimestepSampler
-    notes = host.generate(SMALL, steps=7).info["ResDiT notes"]
+    notes = host.generate(TINY, steps=7).info["ResDiT notes"]
     assert "the sampler counts timesteps" in notes[1] and "do not suit the model (try Euler with Simple)" in notes[1]
     assert "the first step is at noise level 0.26, in the fused phase, and not at 1, in the global phase" in notes[2]
 
@@ -417,7 +418,7 @@ def test_a_sampler_that_never_comes_to_the_layout_is_said_to_be_unsuitable(model
 def test_a_suitable_one_is_not(model, monkeypatch):
     host = FakeHost(monkeypatch, fakes.FakePatcher(model))
     for attributes in ({}, {"init_images": ["a picture"], "denoising_strength": 0.3}):
-        assert len(host.generate(SMALL, steps=7, **attributes).comments) == 1
+        assert len(host.generate(TINY, steps=7, **attributes).comments) == 1
 
 
 def test_progress_knows_an_interrupt(monkeypatch, model):

@@ -156,6 +156,8 @@ def nothing_is_left_after_an_error_or_an_interrupt(sd3: object) -> None:
 def other_models_are_refused_aloud(sd3: object) -> None:
     from tests.fakes import FakeProcessing
 
+    samplers = sys.modules["modules.sd_samplers"] = ModuleType("modules.sd_samplers")  # the host's own need its options
+    samplers.create_sampler = lambda name, model: SimpleNamespace(model_wrap=model.create_denoiser())
     sd15 = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(2, 2)))
     for model, expected in ((sd3, None), (sd15, "AUTOMATIC1111 has SD3-medium only")):
         p = FakeProcessing(sd_model=model)
