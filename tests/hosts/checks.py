@@ -12,7 +12,15 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.hosts import checks_control, checks_method, checks_sd3, checks_state, checks_vae, kit  # noqa: F401 (importing registers the checks)
+from tests.hosts import (  # noqa: F401 (importing registers the checks)
+    checks_control,
+    checks_method,
+    checks_sd3,
+    checks_state,
+    checks_stored,
+    checks_vae,
+    kit,
+)
 from tests.hosts.bench import CHECKS, Bench, Skipped
 
 

@@ -25,6 +25,7 @@ PACKAGES = {
     "ersatz": ("packages",),
 }
 CPU_FLAG = {"forge": "--always-cpu", "neo": "--cpu", "ersatz": "--always-cpu"}
+FLUX_CLASS, SD3_CLASS = "backend.nn.flux:IntegratedFluxTransformer2DModel", "backend.nn.mmditx:MMDiTX"
 
 TINY = dict(
     in_channels=16,
@@ -113,17 +114,16 @@ def build_flux(host: str, seed: int = 0, **changes: object) -> nn.Module:
     Queries and keys get a gain, so that attention is far from uniform and an error in it shows in the output.
     """
     torch.manual_seed(seed)
-    path = "backend.nn.flux:IntegratedFluxTransformer2DModel"
     if host == "ersatz":
         with torch.device("meta"):  # never allocate the 531 million weights
-            model = construct(path, FULL_WIDTH | changes)
+            model = construct(FLUX_CLASS, FULL_WIDTH | changes)
             low_rank(model)
         model = model.to_empty(device="cpu")
         for module in model.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
     else:
-        model = construct(path, TINY | changes)
+        model = construct(FLUX_CLASS, TINY | changes)
     for name, parameter in model.named_parameters():
         if "query_norm" in name or "key_norm" in name:
             parameter.data.fill_(1.6)
@@ -133,7 +133,7 @@ def build_flux(host: str, seed: int = 0, **changes: object) -> nn.Module:
 def build_sd3(host: str, seed: int = 0) -> nn.Module:
     """The host's MMDiT-X with random weights and SD3's table, in plain torch layers; Neo has none."""
     torch.manual_seed(seed)
-    model = construct("backend.nn.mmditx:MMDiTX", SD3)
+    model = construct(SD3_CLASS, SD3)
     for name, parameter in model.named_parameters():
         if "ln_q" in name or "ln_k" in name:
             parameter.data.fill_(1.3)
@@ -173,14 +173,23 @@ def discrete_flow() -> object:
 
 
 def build_unet(
-    host: str, model: nn.Module, dtype: torch.dtype = torch.float32, predictor: object | None = None
+    host: str,
+    model: nn.Module,
+    dtype: torch.dtype = torch.float32,
+    predictor: object | None = None,
+    storage: torch.dtype | str | None = None,
 ) -> object:
-    """The host's UnetPatcher around its KModel and a predictor, FLUX's by default, as its loader makes them."""
+    """The host's UnetPatcher around its KModel and a predictor, FLUX's by default, as its loader makes them.
+
+    The model becomes one of `dtype`, unless its layers already store their weights as `storage`.
+    """
     from backend.modules.k_prediction import PredictionFlux
     from backend.patcher.unet import UnetPatcher
 
-    model = model.to(dtype).eval().requires_grad_(False)
-    model.storage_dtype = model.computation_dtype = dtype
+    if storage is None:
+        model, storage = model.to(dtype), dtype
+    model.eval().requires_grad_(False)
+    model.storage_dtype, model.computation_dtype = storage, dtype
     model.load_device = model.initial_device = model.offload_device = torch.device("cpu")
     config = SimpleNamespace(memory_usage_factor=3.1, sampling_settings={})  # only Neo reads them
     if predictor is None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from resdit_ext import ResDiTConfig, apply_resdit, remove_resdit
-from tests.hosts import checks_control, checks_method, checks_sd3, checks_state, checks_vae  # noqa: F401 (importing registers the checks)
+from tests.hosts import checks_control, checks_method, checks_sd3, checks_state, checks_stored, checks_vae  # noqa: F401 (importing registers the checks)
 from tests.hosts.bench import CHECKS, PHASES
 
 HOSTS = {"forge": "Forge", "neo": "Forge Neo", "ersatz": "ersatzForge"}
