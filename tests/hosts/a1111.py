@@ -47,10 +47,9 @@ def enter(folder: str) -> None:
         setattr(modules, name, sys.modules[f"modules.{name}"])
 
 
-def build() -> object:
-    """The host's SD3Inferencer around its BaseModel, two blocks of two heads, with random weights and SD3's table."""
+def build_model() -> torch.nn.Module:
+    """The host's BaseModel, two blocks of two heads, with random weights and SD3's table."""
     from modules.models.sd3.sd3_impls import BaseModel
-    from modules.models.sd3.sd3_model import SD3Inferencer
 
     torch.manual_seed(0)
     shapes = {
@@ -63,10 +62,26 @@ def build() -> object:
     index = range(TABLE)
     table = reference.sincos_table(index, index, 128, STEP).reshape(1, TABLE**2, 128)
     model.diffusion_model.pos_embed.copy_(torch.from_numpy(table))
+    return model.eval().requires_grad_(False)
+
+
+def build() -> object:
+    """The host's SD3Inferencer around that model."""
+    from modules.models.sd3.sd3_model import SD3Inferencer
+
     inferencer = SD3Inferencer.__new__(SD3Inferencer)
     torch.nn.Module.__init__(inferencer)
-    inferencer.model = model.eval().requires_grad_(False)
+    inferencer.model = build_model()
     return inferencer
+
+
+def conditioning(batch: int, seed: int) -> dict[str, Tensor]:
+    """Random text as the host's text encoders return it."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "crossattn": torch.randn(batch, TEXT, 32, generator=generator),
+        "vector": torch.randn(batch, 16, generator=generator),
+    }
 
 
 def latent(height: int, width: int, batch: int = 1) -> Tensor:
@@ -76,10 +91,7 @@ def latent(height: int, width: int, batch: int = 1) -> Tensor:
 @torch.inference_mode()
 def call(denoiser: object, x: Tensor, sigma: float) -> Tensor:
     """The denoised latent, as the host's CFG denoiser asks for it."""
-    generator = torch.Generator().manual_seed(1)
-    crossattn = torch.randn(len(x), TEXT, 32, generator=generator)
-    vector = torch.randn(len(x), 16, generator=generator)
-    cond = {"crossattn": crossattn, "vector": vector, "c_concat": [x.new_zeros(len(x), 5, 1, 1)]}
+    cond = conditioning(len(x), 1) | {"c_concat": [x.new_zeros(len(x), 5, 1, 1)]}
     return denoiser(x, torch.full((len(x),), sigma), cond=cond)
 
 

@@ -1,47 +1,25 @@
 """The ControlNet panel of real WebUIs, driven through their API, with tiny random models and control nets.
 
-A host takes part where FORGE_DIR, NEO_DIR or ERSATZ_DIR is its folder and FORGE_UI_PYTHON, ... a Python that can start
-its page. What it writes goes to a temporary folder, which holds its extensions too: this repository and `tiny_webui`.
+Which hosts take part: see tests/hosts/webui.py.
 """
 
-import base64
-import contextlib
-import io
-import json
 import os
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 from tests.control_nets import as_stability, as_xlabs, net_of
-from tests.hosts.kit import CPU_FLAG
+from tests.hosts import webui
+from tests.hosts.webui import BASE, ORDER, THRICE, VISIBLE, apart, as_text, hint
 
-HERE, REPOSITORY = Path(__file__).parent, Path(__file__).parents[2]
 SITES = [("forge", "flux"), ("neo", "flux"), ("ersatz", "flux"), ("forge", "sd3"), ("ersatz", "sd3")]
-START, ANSWER = 600, 600  # seconds for a WebUI to come up and for an answer, on a small machine
-FLAGS = ["--skip-prepare-environment", "--skip-install", "--skip-torch-cuda-test", "--skip-python-version-check"]
-QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-
-BASE = 128  # pixels a side
-ORDER = dict(prompt="a lighthouse", steps=4, cfg_scale=1, sampler_name="Euler", scheduler="Simple", seed=7)
-ORDER |= dict(width=BASE, height=BASE)
-ORDER |= dict(override_settings=dict(show_progress_type="Approx cheap"))  # for the default SD3 fetches a file
-THRICE = dict(size="Custom", width=3 * BASE, height=3 * BASE, base_size=BASE)
 HIRES = dict(enable_hr=True, hr_scale=2, hr_upscaler="None", denoising_strength=0.7, hr_second_pass_steps=3)
 HIRES |= dict(hr_additional_modules=["Use same choices"])  # Forge takes nothing else for "none"
-VISIBLE = 0.5  # mean difference of two pictures, in levels of 255
 
 FLUX, SD3 = dict(in_channels=64), dict(in_channels=16, out_channels=16)
 # name of the file -> (kind of tests.control_nets, how it differs, to fit the tiny model)
@@ -123,130 +101,17 @@ def write_nets(folder, host, model):
     save_file(lora, folder / "lora.safetensors")
 
 
-def as_text(picture):
-    """A picture as the API takes it."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def hint(height=BASE, width=BASE):
-    """A bright disc on a slope of colours."""
-    y, x = np.mgrid[:height, :width] / min(height, width) - 0.5
-    return np.uint8(255 * np.stack([np.hypot(x + 0.1, y) < 0.3, 0.5 + y / 2, x % 1], -1))
-
-
-def apart(a, b):
-    """Mean difference of two pictures."""
-    return np.abs(a.astype(float) - b).mean()
-
-
-@dataclass
-class Made:
-    """What came of an order: pictures, its parameters, and what was said in the console meanwhile."""
-
-    pictures: list
-    parameters: str
-    said: str
-
-    @property
-    def picture(self):
-        return self.pictures[0]
-
-    def differs(self, *others):
-        """True where this is a picture, and not the same as any of the others."""
-        assert self.picture.std() > 1, "no picture"
-        return all(apart(self.picture, other.picture) > VISIBLE for other in others)
-
-    def equals(self, other):
-        return np.array_equal(self.picture, other.picture)
-
-
-@dataclass
-class WebUI:
-    """A WebUI started for the tests."""
-
-    host: str
-    model: str
-    address: str
-    log: Path
-    models: dict
-
-    def ask(self, path, body=None):
-        """The answer to a request."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})  # noqa: S310
-        try:
-            with urllib.request.urlopen(request, timeout=ANSWER) as answer:  # noqa: S310 (loopback)
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            pytest.fail(f"{path}: {error.code} {error.read().decode()[:1000]}")
-
-    def unit(self, net="plain", **changes):
-        """A unit of the panel as the API takes it."""
-        default = dict(module="None", image=as_text(hint()), resize_mode="Just Resize", pixel_perfect=False)
-        return default | dict(model=self.models[net]) | changes
-
-    def make(self, *units, resdit=None, path="txt2img", **changes):
-        """Order pictures."""
-        scripts = {"ControlNet": {"args": units}} if units else {}
-        if resdit is not None:
-            scripts["ResDiT High-Res"] = {"args": [resdit]}
-        before = self.log.stat().st_size
-        answer = self.ask(f"/sdapi/v1/{path}", ORDER | changes | dict(alwayson_scripts=scripts))
-        decoded = (Image.open(io.BytesIO(base64.b64decode(picture))) for picture in answer["images"])
-        return Made(
-            [np.asarray(picture.convert("RGB")) for picture in decoded],
-            json.loads(answer["info"])["infotexts"][0],
-            self.log.read_bytes()[before:].decode(errors="replace"),
-        )
-
-
-@contextlib.contextmanager
-def started(host, model, folder, python, data):
-    """A WebUI whose own folder is `data`, and whose model is the tiny one."""
-    for name in ("extensions", "checkpoints", "control"):
-        (data / name).mkdir()
-    (data / "extensions" / "resdit").symlink_to(REPOSITORY)
-    (data / "extensions" / "tiny_webui").symlink_to(HERE / "tiny_webui")
-    save_file({"nothing": torch.zeros(1)}, data / "checkpoints" / "tiny.safetensors")
-    write_nets(data / "control", host, model)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [python, "launch.py", "--port", str(port), "--api", *FLAGS, CPU_FLAG[host], "--data-dir", data]
-    command += ["--ckpt-dirs" if host == "neo" else "--ckpt-dir", data / "checkpoints"]
-    command += ["--controlnet-dir", data / "control"]
-    environment = os.environ | QUIET | {"RESDIT_TINY_HOST": host, "RESDIT_TINY_MODEL": model}
-    site = WebUI(host, model, f"http://127.0.0.1:{port}", data / "log.txt", {})
-    with (
-        site.log.open("wb") as log,
-        subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log) as process,
-    ):
-        try:
-            for _ in range(START):
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"{site.address}/resdit/v1/version", timeout=5)  # noqa: S310 (loopback)
-                    break
-                assert process.poll() is None, f"{host} did not start:\n{site.log.read_text()[-3000:]}"
-                time.sleep(1)
-            names = site.ask("/controlnet/model_list")["model_list"]
-            site.models |= {name.split(" [")[0]: name for name in names}
-            yield site
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            process.kill()
-
-
 @pytest.fixture(scope="module", params=SITES, ids=" ".join)
 def ui(request, tmp_path_factory):
     host, model = request.param
-    folder, python = (os.environ.get(f"{host.upper()}_{what}") for what in ("DIR", "UI_PYTHON"))
-    if not folder or not python:
-        pytest.skip(f"{host.upper()}_DIR or {host.upper()}_UI_PYTHON is not set")
-    with started(host, model, Path(folder), python, tmp_path_factory.mktemp(f"{host}_{model}")) as site:
+    webui.place_of(host)
+    data = tmp_path_factory.mktemp(f"{host}_{model}")
+    nets = data / "control"
+    nets.mkdir()
+    write_nets(nets, host, model)
+    with webui.started(host, model, data, "--controlnet-dir", nets) as site:
+        names = site.ask("/controlnet/model_list")["model_list"]
+        site.models |= {name.split(" [")[0]: name for name in names}
         yield site
 
 
