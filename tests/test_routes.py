@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from fastapi.testclient import TestClient
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -45,6 +46,36 @@ def test_each_route_is_there_once(client):
 
 def test_version(client):
     assert get(client, "version") == (200, {"version": __version__})
+
+
+PAGE, API = "/config", "/sdapi/v1/options"
+
+
+@pytest.mark.parametrize(
+    ("present", "guarded", "stranger"),
+    [
+        ((PAGE, API), API, 401),
+        ((PAGE, API), PAGE, 200),
+        ((PAGE,), PAGE, 401),
+        ((PAGE, API), None, 200),
+        ((), None, 200),
+    ],
+)
+def test_strangers_are_let_in_where_the_host_lets_them_in(present, guarded, stranger):
+    def check(given: HTTPBasicCredentials = Depends(HTTPBasic())):  # noqa: B008 (as the hosts do)
+        if (given.username, given.password) != ("ann", "secret"):
+            raise HTTPException(401)
+
+    app = FastAPI()
+    for path in present:
+        app.get(path, dependencies=[Depends(check)] if path == guarded else [])(dict)
+    routes.add_routes(app)
+    client = TestClient(app)
+    for name, query in (("version", {}), ("schema", {}), ("plan", {"width": 1024, "height": 1024, "steps": 20})):
+        path = f"/resdit/v1/{name}"
+        assert client.get(path, params=query).status_code == stranger
+        assert client.get(path, params=query, auth=("ann", "wrong")).status_code == stranger
+        assert client.get(path, params=query, auth=("ann", "secret")).status_code == 200
 
 
 @pytest.mark.parametrize(

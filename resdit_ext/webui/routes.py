@@ -96,11 +96,18 @@ def answering(compute: Callable[[Mapping[str, str]], dict[str, object]]) -> Call
     return endpoint
 
 
+def demands_of_host(app: object) -> list[object]:
+    """What the host demands of who asks its API (`--api-auth`), or its page where it has no API (`--gradio-auth`)."""
+    demands = {route.path: route.dependencies for route in app.routes if hasattr(route, "dependencies")}
+    return next((demands[path] for path in ("/sdapi/v1/options", "/config") if path in demands), [])
+
+
 def add_routes(app: object) -> None:
-    """Add the routes to a FastAPI application that does not have them yet."""
+    """Add the routes to a FastAPI application that does not have them yet; the host's own routes must be there."""
     present = {getattr(route, "path", None) for route in app.routes}
     routes = {"version": lambda _: {"version": __version__}, "schema": lambda _: schema(), "plan": plan}
+    common = {"methods": ["GET"], "response_model": None, "dependencies": demands_of_host(app)}
     for name, compute in routes.items():
         path = f"/resdit/v1/{name}"
         if path not in present:
-            app.add_api_route(path, answering(compute), methods=["GET"], name=f"resdit_{name}", response_model=None)
+            app.add_api_route(path, answering(compute), name=f"resdit_{name}", **common)

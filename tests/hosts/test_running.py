@@ -1,0 +1,68 @@
+"""What must hold in a running WebUI, whatever its model: access to the routes, memory, and pictures of A1111's.
+
+Which hosts take part: see tests/hosts/webui.py.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.hosts import webui
+from tests.hosts.webui import BASE, THRICE
+
+SITES = {"forge": "flux", "neo": "flux", "ersatz": "sd3", "a1111": "sd3"}  # the quicker of its models
+
+
+def resident(pid):
+    """Megabytes of memory that a process occupies."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.fixture(scope="module", params=SITES)
+def ui(request, tmp_path_factory):
+    with webui.started(request.param, SITES[request.param], tmp_path_factory.mktemp(request.param)) as site:
+        yield site
+
+
+def test_on_and_off_in_turn(ui):
+    plain, small = ui.make(width=3 * BASE, height=3 * BASE), ui.make()
+    made = ui.make(resdit=THRICE)
+    assert made.picture.shape == (3 * BASE, 3 * BASE, 3) and made.differs(plain)
+    assert "ResDiT" in made.parameters and "done: " in made.said
+    again = ui.make(width=3 * BASE, height=3 * BASE)
+    assert again.equals(plain) and again.parameters == plain.parameters
+    assert ui.make(resdit=THRICE).equals(made) and ui.make().equals(small)
+
+
+def test_nothing_of_a_generation_stays_in_memory(ui):
+    """Nor more tensors than a generation of that size without ResDiT leaves behind."""
+    ui.make(resdit=THRICE)  # what is made once, by us or by the host
+    ui.make(width=3 * BASE, height=3 * BASE)
+    without = ui.ask("/resdit_test/alive")
+    ui.make(resdit=THRICE)
+    with_resdit = ui.ask("/resdit_test/alive")
+    assert without["generations"] == without["latents"] == 0, "the host itself keeps them"
+    assert with_resdit == without
+
+
+def test_memory_stays_flat(ui):
+    """Over fifty generations; the host's own memory wavers by a megabyte or two, a kept picture costs half of one."""
+    sizes = []
+    for _ in range(50):
+        ui.make(resdit=THRICE, steps=2)
+        sizes.append(resident(ui.process.pid))
+    early, late = (sum(sizes[part]) / 10 for part in (slice(10, 20), slice(40, 50)))
+    assert late - early < 6, f"from {early:.1f} MB to {late:.1f} MB"
+
+
+@pytest.mark.parametrize("flag", ["--api-auth", "--gradio-auth"])
+@pytest.mark.parametrize("host", SITES)
+def test_our_routes_let_in_whom_the_host_lets_in(host, flag, tmp_path):
+    queries = ("version", "schema", "plan?width=1024&height=1024&steps=20")
+    with webui.started(host, SITES[host], tmp_path, flag, "ann:secret") as ui:
+        for user in (None, "ann:wrong", "ann:secret"):
+            expected = ui.answer("/sdapi/v1/options", user=user)[0]
+            assert flag != "--api-auth" or expected == (200 if user == "ann:secret" else 401)
+            assert [ui.answer(f"/resdit/v1/{query}", user=user)[0] for query in queries] == [expected] * 3
