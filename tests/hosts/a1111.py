@@ -28,7 +28,7 @@ from tests import reference
 from tests.hosts import kit
 
 EMPTY = ("shared", "devices", "sd_hijack", "models.sd3.sd3_cond")
-TABLE, STEP, TEXT = 24, 1 / 3, 11
+TABLE, STEP, TEXT, WIDTH = 24, 1 / 3, 11, 32  # the width is the text's
 CONFIG = ResDiTConfig(base_tokens=64, fused_until=0.57)
 PHASES = {"global": 0.99, "fused": 0.8, "local": 0.1}
 
@@ -56,7 +56,7 @@ def build_model() -> torch.nn.Module:
         "x_embedder.proj.weight": (128, 16, 2, 2),
         "pos_embed": (1, TABLE**2, 128),
         "y_embedder.mlp.0.weight": (128, 16),
-        "context_embedder.weight": (128, 32),
+        "context_embedder.weight": (128, WIDTH),
     }
     model = BaseModel(shift=3, state_dict={name: torch.empty(shape) for name, shape in shapes.items()})
     index = range(TABLE)
@@ -79,7 +79,7 @@ def conditioning(batch: int, seed: int) -> dict[str, Tensor]:
     """Random text as the host's text encoders return it."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        "crossattn": torch.randn(batch, TEXT, 32, generator=generator),
+        "crossattn": torch.randn(batch, TEXT, WIDTH, generator=generator),
         "vector": torch.randn(batch, 16, generator=generator),
     }
 

@@ -31,6 +31,9 @@ class TinyText(torch.nn.Module):
     def before_load_weights(self, state_dict):
         pass
 
+    def encode_embedding_init_text(self, _, count):
+        return torch.zeros(count, a1111.WIDTH)
+
     def get_token_count(self, text):
         return len(text.split())
 

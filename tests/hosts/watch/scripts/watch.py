@@ -1,7 +1,10 @@
-"""A WebUI extension for tests: GET /resdit_test/alive says what of past generations is still in memory."""
+"""A WebUI extension for tests: routes that say what of past generations is still in memory."""
 
+import ctypes
 import gc
+import os
 import weakref
+from pathlib import Path
 
 import torch
 from modules import script_callbacks, scripts
@@ -33,4 +36,16 @@ def alive():
     }
 
 
-script_callbacks.on_app_started(lambda _, app: app.add_api_route("/resdit_test/alive", alive, methods=["GET"]))
+def resident():
+    """Megabytes that this process occupies, once what is free in its heap has gone back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def add_routes(_, app):
+    for function in (alive, resident):
+        app.add_api_route(f"/resdit_test/{function.__name__}", function, methods=["GET"])
+
+
+script_callbacks.on_app_started(add_routes)
