@@ -225,6 +225,14 @@ def test_an_interrupt_before_the_first_step_is_nobodys_fault(model, monkeypatch)
     assert len(made.comments) == 1 and "ResDiT not active" not in made.info
 
 
+def test_reference_images_are_named_as_what_is_not_supported(model, monkeypatch):
+    forward = FakeFlux.forward
+    monkeypatch.setattr(FakeFlux, "forward", lambda self, x, c: forward(self, torch.cat((x, x), -1), c)[..., :48])
+    made = FakeHost(monkeypatch, fakes.FakePatcher(model)).generate(TINY)
+    assert "(Kontext)" in made.pictures[0].parameters["ResDiT not active"]
+    assert not any("another extension" in comment for comment in made.comments)
+
+
 def told(model, options, **attributes):
     """What the user is told before the first step."""
     p = FakeProcessing(model, **attributes)
@@ -368,7 +376,11 @@ def test_a_model_changed_in_the_middle_of_a_pass_gets_resdit_too(model, monkeypa
     torch.manual_seed(8)
     refiner = fakes.FakePatcher(FakeFlux())
 
+    plans = []
+
     def change(number):
+        if number:
+            plans.extend(host.p._resdit.runs[0]._made.values())
         if number == 4:
             host.sd_model.forge_objects.unet = refiner
             if recalled:
@@ -381,6 +393,7 @@ def test_a_model_changed_in_the_middle_of_a_pass_gets_resdit_too(model, monkeypa
     (run,) = made.p._resdit.runs
     assert run.calls["blocks"] == 3 * 7 and len(made.comments) == 1
     assert host.shown[-1] == "ResDiT: fused 5/5"
+    assert len({id(plan) for plan in plans}) == 2  # one for each model, and none made anew for a step
     assert "model_function_wrapper" not in refiner.model_options
 
 
@@ -393,9 +406,11 @@ def test_a_model_of_another_family_in_the_middle_of_a_pass_is_said(model, monkey
         if number >= 4:
             host.sd_model.forge_objects.unet = other
 
-    host.before_step = change
+    host.before_step, attempts, attach_to = change, [], forge.attach_to
+    monkeypatch.setattr(forge, "attach_to", lambda p, run: (attempts.append(run), attach_to(p, run)))
     made = host.generate(TINY)
     notes = made.info["ResDiT notes"]
+    assert len(attempts) == 2  # at the beginning of the pass, and once with the other model
     assert len(notes) == 2 and notes[1].startswith("not active from here on: Linear is not a model")
 
 
@@ -411,7 +426,7 @@ def test_a_sampler_that_never_comes_to_the_layout_is_said_to_be_unsuitable(model
     host = FakeHost(monkeypatch, fakes.FakePatcher(model))
     host.make_sampler = TimestepSampler
     notes = host.generate(TINY, steps=7).info["ResDiT notes"]
-    assert "the sampler counts timesteps" in notes[1] and "do not suit the model (try Euler with Simple)" in notes[1]
+    assert "timesteps are made for older models: they do not suit the model (try Euler with Simple)" in notes[1]
     assert "the first step is at noise level 0.26, in the fused phase, and not at 1, in the global phase" in notes[2]
 
 

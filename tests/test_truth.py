@@ -2,14 +2,15 @@
 
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from resdit_ext.webui import infotext, lifecycle, settings
+from resdit_ext.webui import infotext, lifecycle, passes, settings
 from resdit_ext.webui.options import OPTIONS, output_size, parse_request
 from resdit_ext.webui.ui import planned
-from tests.fakes import FakeFlux, FakePatcher, FakeSampler
+from tests.fakes import FakeFlux, FakePatcher, FakeProcessing, FakeSampler
 from tests.webui_host import FakeHost
 
 SIZE = {"size": "Custom", "ratio": "Free", "width": 416, "height": 272, "base_size": 128}
@@ -123,3 +124,28 @@ def test_the_next_picture_of_one_order_begins_anew(unet, monkeypatch):
     assert "ResDiT not active" in made.pictures[0].parameters
     lifecycle.before_process(made.p, {"enabled": False})
     assert not made.p.extra_generation_params
+    lifecycle.before_process(made.p, {"cutoff": 7})
+    answer = SimpleNamespace(extra_generation_params={})
+    lifecycle.postprocess(made.p, answer)
+    assert len(answer.extra_generation_params["ResDiT notes"]) == 1
+    lifecycle.before_process(made.p, {"enabled": False})
+    answer = SimpleNamespace(extra_generation_params={})
+    lifecycle.postprocess(made.p, answer)
+    assert answer.extra_generation_params == {}
+
+
+class Cropping(FakeProcessing):
+    """A1111's hires: the picture is enlarged in its own ratio and cut to the asked one, in latent pixels."""
+
+    truncate_x = truncate_y = 0
+
+    def calculate_target_resolution(self):
+        self.extra_generation_params["Hires resize"] = "too early"
+        self.hr_upscale_to_x, self.hr_upscale_to_y = self.hr_resize_x, self.hr_resize_x * self.height // self.width
+        self.truncate_y = (self.hr_upscale_to_y - self.hr_resize_y) // 8
+
+
+def test_the_size_of_a_hires_picture_is_by_the_hosts_own_rule():
+    p = Cropping(width=1000, height=1000, enable_hr=True, hr_resize_x=1500, hr_resize_y=1000)
+    assert passes.final_size(p) == (1496, 1000)
+    assert p.truncate_y == 0 and not p.extra_generation_params

@@ -14,6 +14,7 @@ from ..errors import ResDiTError, Unsupported
 from ..geometry import Grid, Layout, make_layout
 from ..hosts import fixed_size, host_of, progress
 from ..run import UNSUITABLE, Run
+from ..schedule import Phase
 from . import infotext, settings, xyz
 from .messages import answer, forget, log_to_console, tell, teller
 from .options import Request, parse_request
@@ -98,8 +99,6 @@ def refuse(p: object, reason: str) -> None:
         reason += "; it was too late to put the size back" if generation.replaced else ""
     elif generation is not None:
         put_back(p, generation.replaced)
-    if generation is not None:
-        generation.release()
     setattr(p, ATTRIBUTE, None)
     infotext.remove(p.extra_generation_params)
     p.extra_generation_params[infotext.REFUSED_KEY] = reason
@@ -210,14 +209,14 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
     family, x = host.family_of(p), kwargs.get("x")
     if x is not None and method_of_pass(p, family.grid(x)) is None:
         return
+    generation.release()  # the passes before, and after a change of model what was made for the other one
     run = generation.run_of(p.sampler)
     if run is None:
-        generation.release()
         run = Run(generation.request.config, say=teller(p), on_step=shown_steps())
         steps = steps_of(p, in_hires(p))
         run.set_sigmas(sigmas_of_pass(p), steps.listed, steps.skipped)
         if hasattr(p.sampler, "get_timesteps"):
-            run.say(f"the sampler counts timesteps of models before these and its levels {UNSUITABLE}")
+            run.say(f"the sampler's timesteps are made for older models: they {UNSUITABLE}")
         generation.runs.append(run)
         generation.sampler = weakref.ref(p.sampler)
     host.attach_to(p, run)
@@ -241,7 +240,10 @@ def after_batch(p: object, *_: object, **__: object) -> None:
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None or not generation.runs or generation.acted or progress.stopped():
         return
-    if generation.calls["base"]:
+    calls = generation.calls
+    if any(calls[phase.value] for phase in Phase):
+        refuse(p, "no block's attention was changed: reference images (Kontext) and attention masks are not supported")
+    elif calls["base"]:
         refuse(p, "another extension called the model on tiles no larger than the base size")
     else:
         refuse(p, "another extension replaced the model function after ResDiT was attached")
@@ -257,6 +259,5 @@ def postprocess(p: object, processed: object) -> None:
     generation.release()
     if generation.acted:
         calls = generation.calls
-        logger.info(
-            "done: %s", ", ".join(f"{calls[name]} {name}" for name in ("global", "fused", "local") if calls[name])
-        )
+        made = {phase.value: calls[phase.value] for phase in Phase if calls[phase.value]}
+        logger.info("done: %s", ", ".join(f"{n} {phase}" for phase, n in made.items()))
