@@ -1,13 +1,9 @@
 """Strange requests to real WebUIs: each is answered with a picture or with 422, and the next picture is as before.
 
-A host takes part where it does in `test_panel`, whose tiny model it has.
+Which hosts take part: see tests/hosts/webui.py.
 """
 
-import os
-import urllib.error
-import urllib.request
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -15,10 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from resdit_ext.webui.api import entries_of, problem_in
 from resdit_ext.webui.options import output_size, parse_request
 from tests.api_requests import bodies, body, escaped, nested
-
-pytest.importorskip("diffusers", reason="diffusers is not installed")
-
-from tests.hosts.test_panel import ANSWER, ORDER, started
+from tests.hosts import webui
+from tests.hosts.webui import ORDER
 
 HOSTS = ("forge", "neo", "ersatz")
 REQUESTS, PICTURES = 2000, 200  # a request that is accepted takes as long as its picture
@@ -29,23 +23,14 @@ TITLE = "ResDiT High-Res"
 
 @pytest.fixture(scope="module", params=HOSTS)
 def ui(request, tmp_path_factory):
-    host = request.param
-    folder, python = (os.environ.get(f"{host.upper()}_{what}") for what in ("DIR", "UI_PYTHON"))
-    if not folder or not python:
-        pytest.skip(f"{host.upper()}_DIR or {host.upper()}_UI_PYTHON is not set")
-    with started(host, "flux", Path(folder), python, tmp_path_factory.mktemp(host)) as site:
+    with webui.started(request.param, "flux", tmp_path_factory.mktemp(request.param)) as site:
         yield site
 
 
 def answer_to(ui, content):
     """(status, text) of the answer to a request for a picture."""
-    address, header = f"{ui.address}/sdapi/v1/txt2img", {"Content-Type": "application/json"}
-    request = urllib.request.Request(address, content, header)  # noqa: S310 (loopback)
-    try:
-        with urllib.request.urlopen(request, timeout=ANSWER) as answer:  # noqa: S310
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    status, text = ui.answer("/sdapi/v1/txt2img", content)
+    return status, text.decode()
 
 
 def longest_side(content):

@@ -92,11 +92,11 @@ class WebUI:
     models: dict = field(default_factory=dict)
 
     def answer(self, path, body=None, user=None):
-        """(status, body) of the answer to a request, made as `user`, "name:password"."""
+        """(status, body) of the answer to a request, made as `user`, "name:password"; bytes are sent as they are."""
         headers = {"Content-Type": "application/json"}
         if user is not None:
             headers["Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
-        data = None if body is None else json.dumps(body).encode()
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, headers)  # noqa: S310 (loopback)
         try:
             with urllib.request.urlopen(request, timeout=ANSWER) as answer:  # noqa: S310
