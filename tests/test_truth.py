@@ -71,6 +71,7 @@ def test_all_that_is_said_is_of_what_was_made(unet, monkeypatch, name, kind):
     pasted = tuple(infotext.restore(option)(written) for option in OPTIONS)
     assert output_size(parse_request(pasted).values, 1, 1, settings.size_step()) == picture.size
     assert made.info["ResDiT notes"] == [line.removeprefix("ResDiT: ")]
+    assert picture.parameters.items() <= made.info.items()
     assert "ResDiT notes" not in picture.parameters and "ResDiT not active" not in picture.parameters
 
 

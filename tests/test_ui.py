@@ -198,6 +198,15 @@ def test_img2img_shows_the_steps_that_its_strength_leaves(page, monkeypatch):
     assert "<dd>2 global, 4 fused</dd>" in html if tab == "txt2img" else "<dd>1 global, 4 fused</dd>" in html
 
 
+def test_a_strength_of_nothing_is_no_emptied_field(followed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
+    common, strengths = ModuleType("modules.sd_samplers_common"), []
+    common.setup_img2img_steps = lambda p, ordered=None: strengths.append(p.denoising_strength) or (0, ordered - 1)
+    monkeypatch.setitem(sys.modules, common.__name__, common)
+    assert "hires pass" in followed(1024, 768, 20, 0, 7, 2.0, 0, 0, True)
+    assert set(strengths) == {0}
+
+
 @pytest.fixture
 def followed(store):
     """The txt2img tab with all that it follows."""
