@@ -392,11 +392,25 @@ def test_both_fuzz_and_names_know_every_option():
     assert set(NAMES) >= set(BY_NAME)
 
 
-def test_the_check_is_added_once_even_to_an_application_that_has_started(client):
+def test_the_check_is_added_once(client):
     api.add_validation(client.app)
     assert [middleware.cls for middleware in client.app.user_middleware] == [api.Validation]
     assert post(client, with_args({"widht": 3}), "/sdapi/v1/img2img")[0] == 422
     assert client.get("/sdapi/v1/txt2img").status_code == 405
+
+
+def test_an_application_that_has_answered_before_is_checked_from_then_on():
+    app = FastAPI()
+
+    @app.post(PATH)
+    def generate():
+        return {}
+
+    with TestClient(app) as client:
+        assert post(client, with_args({"widht": 3}))[0] == 200
+        api.add_validation(app)
+        assert post(client, with_args({"widht": 3}))[0] == 422
+        assert post(client, with_args())[0] == 200
 
 
 def test_below_a_sub_path_the_application_answers_as_at_the_top():

@@ -259,6 +259,20 @@ def test_what_is_nested_too_deeply_to_be_written_again_stays_and_is_told_about(s
     assert store.path.read_bytes() == content and files(store) == ["user_presets.json"]
 
 
+def test_a_damaged_file_that_cannot_be_moved_aside_stays_and_is_told_about(store, monkeypatch):
+    store.path.write_text("damaged")
+
+    def refused(*_):
+        raise OSError("permission denied")
+
+    monkeypatch.setattr(presets.Path, "replace", refused)
+    told = "user_presets.json is damaged and cannot be moved aside: permission denied"
+    assert store.load() == ({}, told)
+    with pytest.raises(ResDiTError, match=told):
+        store.save("a", MINE)
+    assert store.path.read_text() == "damaged"
+
+
 def test_a_damaged_file_is_moved_aside_before_another_thread_writes_a_new_one(store, monkeypatch):
     """Else the new one would be moved in its place."""
     store.path.write_text("damaged")

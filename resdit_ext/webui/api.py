@@ -131,6 +131,5 @@ def add_validation(app: object) -> None:
     """Put the check in front of a FastAPI application, once, even if it has started already."""
     if any(middleware.cls is Validation for middleware in app.user_middleware):
         return
-    app.middleware_stack = None  # an application that has started refuses new middleware otherwise
+    app.middleware_stack = None  # an application that has started refuses new middleware otherwise, and builds it anew
     app.add_middleware(Validation)
-    app.middleware_stack = app.build_middleware_stack()
