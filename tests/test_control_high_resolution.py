@@ -35,7 +35,7 @@ def returned_for(latent, start):
     """A net's residuals that depend on where it is called, in float64 for the reference and float32 for ours."""
     tokens = F.pixel_unshuffle(latent, 2).flatten(2).transpose(1, 2)
     place = 0.0 if start is None else 1 + start[0] + 0.1 * start[1]
-    return Residuals((tokens + place, tokens * 2 - place), (tokens**2,))
+    return Residuals((tokens * (1 + place), tokens * 2 - place), (tokens**2,), cyclic=True)
 
 
 @pytest.mark.parametrize("sides", [(12, 12), (9, 14), (8, 4)])
@@ -58,8 +58,8 @@ def test_residuals_are_joined_by_frequency_and_spliced(sides):
                 for (i, j), patch in zip(layout.patches, patches, strict=True)
             ]
             expected = reference.splice(fused, (H, W), (h, w), layout.patches, CONFIG.splice_sigma)
-            np.testing.assert_allclose(mine[row].unflatten(0, (H, W)).numpy(), expected, atol=2e-5)
-    assert (len(got.double), len(got.single)) == (2, 1)
+            np.testing.assert_allclose(mine[row].unflatten(0, (H, W)).numpy(), expected, atol=2e-5, rtol=1e-5)
+    assert (len(got.double), len(got.single), got.cyclic) == (2, 1, True)
 
 
 def test_without_patches_the_whole_is_left_on_its_grid():

@@ -160,6 +160,11 @@ def test_sd3_without_resdit_says_where_its_positions_end(monkeypatch):
     p.add(net_of("sd3").state_dict(), torch.rand(1, 3, 256, 256), x)
     assert p.control(x, 0.5, c_crossattn=torch.randn(1, 5, 32), y=torch.randn(1, 16)) is None
     assert "it has no positions beyond 192 pixels a side; with ResDiT it needs none" in p.said[0]
+    largest = torch.randn(1, 4, 24, 24)
+    p, _ = generation(monkeypatch, Network(2), "SD3", 128)
+    p.add(net_of("sd3").state_dict(), torch.rand(1, 3, 192, 192), largest)
+    assert p.control(largest, 0.5, c_crossattn=torch.randn(1, 5, 32), y=torch.randn(1, 16)) is not None
+    assert p.said == []
 
 
 @pytest.mark.parametrize(("kind", "number"), [("OpenPose", 4), ("Blur", 3)])
