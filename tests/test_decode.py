@@ -242,12 +242,13 @@ def test_without_resdit_the_vae_is_the_hosts(vae, monkeypatch):
 def test_hires_has_it_from_the_first_pass_on(vae, monkeypatch):
     """Between the passes the host encodes the upscaled picture; the first pass is decoded in the host's way."""
     monkeypatch.setattr(settings, "vae_tiling", lambda: "Always")
-    generation = Generation(vae, width=256, height=256, enable_hr=True, hr_resize_x=0, hr_resize_y=0, hr_scale=2.0)
+    hires = dict(enable_hr=True, hr_resize_x=0, hr_resize_y=0, hr_scale=2.0, hr_second_pass_steps=0)
+    generation = Generation(vae, width=256, height=256, **hires)
     generation.begin(**SMALL)
     generation.sample(256, 256)
     generation.decode(256)
     generation.p.sd_model.forge_objects.vae.encode(torch.empty(1, 768, 768, 3, device="meta"))
-    generation.p.is_hr_pass, generation.p.hr_second_pass_steps = True, 0
+    generation.p.is_hr_pass = True
     generation.sample(768, 768)
     generation.decode(768)
     assert vae.worked == [WHOLE, "encode in tiles", TILES]
