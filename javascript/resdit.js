@@ -6,16 +6,20 @@ class ResDiT {
     constructor(tab) {
         this.accordion = gradioApp().getElementById(`${tab}_resdit`);
         this.status = gradioApp().getElementById(`${tab}_resdit_status`);
-        this.checkbox = gradioApp().querySelector(`#${tab}_resdit-checkbox input`);
+        this.switch = `#${tab}_resdit-checkbox input`;
         if (!this.accordion || !this.status) return;
         new MutationObserver(() => this.#show()).observe(this.status, { childList: true, subtree: true });
-        ["change", "input"].forEach((event) => this.checkbox?.addEventListener(event, () => this.#show()));
+        // The switch may be put into the page later than this.
+        ["change", "input"].forEach((event) =>
+            gradioApp().addEventListener(event, ({ target }) => target.matches?.(this.switch) && this.#show()),
+        );
         this.#show();
     }
 
     #show() {
         const title = this.accordion.querySelector(".label-wrap > span");
-        const size = (this.checkbox?.checked && this.status.querySelector("[data-size]")?.dataset.size) || "";
+        const checkbox = gradioApp().querySelector(this.switch);
+        const size = (checkbox?.checked && this.status.querySelector("[data-size]")?.dataset.size) || "";
         if (title) title.dataset.resdit = size.replace("x", "\u00d7");
     }
 }

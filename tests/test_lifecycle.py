@@ -13,7 +13,7 @@ import torch
 from resdit_ext import __version__
 from resdit_ext.hosts import forge, progress
 from resdit_ext.schedule import shifted_sigmas
-from resdit_ext.webui import lifecycle
+from resdit_ext.webui import control, lifecycle, passes
 from tests import fakes
 from tests.fakes import CHANNELS, FakeFlux, FakeProcessing, FakeSampler
 from tests.webui_host import FakeHost
@@ -441,3 +441,16 @@ def test_progress_knows_an_interrupt(monkeypatch, model):
     assert not progress.stopped()
     host.state.skipped = True
     assert progress.stopped()
+
+
+def test_control_counts_its_range_on_the_whole_list_of_the_pass(model, monkeypatch):
+    host, seen = FakeHost(monkeypatch, fakes.FakePatcher(model)), []
+    before_sampling = lifecycle.before_sampling
+
+    def look(p, *args, **kwargs):
+        seen.append((control.steps_of_pass(p), len(passes.sigmas_of_pass(p)) - 1))
+        before_sampling(p, *args, **kwargs)
+
+    monkeypatch.setattr(lifecycle, "before_sampling", look)
+    host.generate({"enabled": False}, **HIRES | dict(width=128, height=128, denoising_strength=0.5))
+    assert seen == [(7, 7), (14, 14)]

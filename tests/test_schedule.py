@@ -137,8 +137,8 @@ def test_a_first_call_in_another_phase_than_the_lists_is_reported(skipped, expec
     said = []
     run = Run(PAPER, say=said.append)
     run.set_sigmas(shifted_sigmas(20), 20, skipped)
-    for _ in range(2):
-        run.phase(0.01)
+    for sigma in (0.01, 0.02):
+        run.phase(sigma)
     assert len(said) == expected
 
 
