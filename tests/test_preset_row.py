@@ -53,7 +53,8 @@ def shown(page, chosen="Balanced", **changed):
     """What the list shows after a slider has moved."""
     _, blocks, accordion = page
     (event,) = functions_of(blocks, accordion.by_name["cutoff"])
-    return event.fn(chosen, 512, 512, 20, *((DEFAULTS | changed)[option.name] for option in OPTIONS))[-1]
+    made = event.fn(chosen, 512, 512, 20, *((DEFAULTS | changed)[option.name] for option in OPTIONS))
+    return made[event.outputs.index(accordion.presets.chosen)]
 
 
 @pytest.mark.parametrize("content", ["{}", json.dumps({"mine": MINE}), "damaged", None])
