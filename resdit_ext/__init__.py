@@ -1,8 +1,8 @@
 """ResDiT High-Res: 3K-4K pictures directly from FLUX models, training-free (arXiv 2512.01426)."""
 
-from .config import BALANCED, FAST, PAPER, PRESETS, ResDiTConfig
 from .errors import ResDiTError, Unsupported
 from .hosts.diffusers import apply_resdit, remove_resdit
+from .method.config import BALANCED, FAST, PAPER, PRESETS, ResDiTConfig
 from .version import __version__
 
 __all__ = [

@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from .config import PRESETS, check_number
 from .errors import ResDiTError
+from .method.config import PRESETS, check_number
 
 
 def run_demo(args: argparse.Namespace) -> int:

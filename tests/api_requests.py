@@ -5,7 +5,7 @@ import math
 
 from hypothesis import strategies as st
 
-from resdit_ext.config import PRESETS
+from resdit_ext.method.config import PRESETS
 from resdit_ext.webui.options import BY_NAME, OPTIONS
 
 NAMES = [*BY_NAME, "preset", "args", "wdth", ""]

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdit_ext.control.nets import build
-from resdit_ext.geometry import Grid, make_layout
-from resdit_ext.hosts import forge_control
-from resdit_ext.hosts.forge_link import Held
+from resdit_ext.hosts.forge import control_unit as control_unit
+from resdit_ext.hosts.forge.control_pass import NetModule
+from resdit_ext.method.layout import Grid, make_layout
 
 WRAPPER = "model_function_wrapper"
 SIGMAS = [1 - i / 10 for i in range(11)]
@@ -86,20 +86,20 @@ class Generation:
         vae = SimpleNamespace(downscale_ratio=8, first_stage_model=first_stage)
         objects = SimpleNamespace(unet=unet, vae=vae)
         self.sd_model = SimpleNamespace(forge_objects=objects, encode_first_stage=encode)
-        monkeypatch.setattr(forge_control, "identify", lambda _: family)
-        monkeypatch.setattr(forge_control, "hold", self.hold)
-        passes = forge_control.Passes(
+        monkeypatch.setattr(control_unit, "identify", lambda _: family)
+        monkeypatch.setattr(control_unit, "hold", self.hold)
+        passes = control_unit.Passes(
             method=lambda p, grid: config and (make_layout(grid, config), config),
             sigmas=lambda p: sigmas,
             steps=lambda p: len(sigmas) - 1,
             default_shows=lambda: "canny",
             say=lambda p, message: said.append(message),
         )
-        monkeypatch.setattr(forge_control.ResDiTControl, "passes", passes, raising=False)
+        monkeypatch.setattr(control_unit.ResDiTControl, "passes", passes, raising=False)
 
     @staticmethod
     def hold(checkpoint: object, compute: torch.dtype) -> object:
-        return SimpleNamespace(model=Held(build(checkpoint, compute), compute), load_device=torch.device("cpu"))
+        return SimpleNamespace(model=NetModule(build(checkpoint, compute), compute), load_device=torch.device("cpu"))
 
     @property
     def unet(self) -> Unet:
@@ -107,7 +107,7 @@ class Generation:
 
     def add(self, state, hint, x, *, name="net.safetensors", mask=None, given=None, **attributes) -> object:
         """Have the panel make a unit of a file's tensors, set its attributes and link it; returns the unit."""
-        unit = forge_control.ResDiTControl.try_build_from_state_dict(state, name)
+        unit = control_unit.ResDiTControl.try_build_from_state_dict(state, name)
         for attribute, value in attributes.items():
             setattr(unit, attribute, value)
         unit.process_before_every_sampling(self, hint, mask, x=x, **(given or {}))

@@ -130,8 +130,8 @@ def resdit(q, k, v, text, grid, base, phase, *, axes_dim, theta, scale, cutoff, 
         out = merged(attention(q_p, k_p, v[:, index]))
         texts.append(out[:T])
         x_l = out[T:].reshape(h, w, -1)
-        window = x_g[T:].reshape(H, W, -1)[top : top + h, left : left + w]
-        patches.append(fuse(window, x_l, cutoff) if phase == "fused" else x_l)
+        part = x_g[T:].reshape(H, W, -1)[top : top + h, left : left + w]
+        patches.append(fuse(part, x_l, cutoff) if phase == "fused" else x_l)
     image = splice(patches, grid, base, corners, sigma).reshape(H * W, -1)
     return np.concatenate([x_g[:T] if phase == "fused" else np.mean(texts, 0), image])
 

@@ -9,7 +9,7 @@ import torch
 from resdit_ext import ResDiTConfig, Unsupported, __version__
 from resdit_ext.families import identify
 from resdit_ext.hosts.a1111 import attach, attach_to
-from resdit_ext.run import Run
+from resdit_ext.method.run import Run
 from resdit_ext.webui import lifecycle
 from tests.fakes import CHANNELS, WIDTH, FakeDenoiser, FakeFlux, FakeProcessing, FakeSampler, TinySD3
 

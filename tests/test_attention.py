@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdit_ext import BALANCED, ResDiTConfig, attention
-from resdit_ext.attention import Plan, resdit_attention
-from resdit_ext.families.flux import flux_turns
-from resdit_ext.geometry import Grid, make_layout
-from resdit_ext.memory import OutOfMemory, working_bytes
-from resdit_ext.positions import rotary_turns, rotate
-from resdit_ext.schedule import Phase
+from resdit_ext import BALANCED, ResDiTConfig
+from resdit_ext.families.flux import flux_rotary_table
+from resdit_ext.method import in_attention as attention
+from resdit_ext.method.in_attention import AttentionPlan, resdit_attention
+from resdit_ext.method.layout import Grid, make_layout
+from resdit_ext.method.memory import OutOfMemory, working_bytes
+from resdit_ext.method.phases import Phase
+from resdit_ext.method.rotary import rotary_table, rotate
 from tests import reference
 
 AXES, THETA, TEXT, HEADS = (4, 6, 6), 10000, 3, 2
@@ -25,11 +26,11 @@ def attend(q, k, v):
 
 
 def embed(positions):
-    return flux_turns(TEXT, positions, AXES, THETA)
+    return flux_rotary_table(TEXT, positions, AXES, THETA)
 
 
 def make_plan(H, W, config, text=TEXT):
-    return Plan(make_layout(Grid(H, W), config), config, text, embed)
+    return AttentionPlan(make_layout(Grid(H, W), config), config, text, embed)
 
 
 def qkv(H, W, batch=1, dtype=torch.float64):
@@ -95,8 +96,8 @@ def test_scale_one_is_plain_attention(phase):
     q, k, v = qkv(8, 8)
     plan = make_plan(8, 8, config)
     assert plan.layout.is_base and plan.branches[phase].logit_scale == 1
-    turns = plan.branches[phase].keys
-    plain = attend(rotate(q, turns), rotate(k, turns), v)
+    rotary = plan.branches[phase].keys
+    plain = attend(rotate(q, rotary), rotate(k, rotary), v)
     assert torch.allclose(resdit_attention(q, k, v, plan, phase, attend), plain, atol=1e-6)
 
 
@@ -118,7 +119,7 @@ def test_chunk_size_follows_the_budget_and_what_is_free(monkeypatch):
 
     def patches(megabytes, device="meta"):
         config = dataclasses.replace(BALANCED, chunk_mb=megabytes)
-        plan = Plan(make_layout(Grid(192, 192), config), config, 512, lambda p: rotary_turns(p, (4, 4), 10000))
+        plan = AttentionPlan(make_layout(Grid(192, 192), config), config, 512, lambda p: rotary_table(p, (4, 4), 10000))
         monkeypatch.setattr(attention, "working_bytes", lambda _, at_most: working_bytes(torch.device(device), at_most))
         return plan.patches_at_once(q)
 
@@ -223,7 +224,7 @@ class ShortOfMemory:
 @pytest.mark.parametrize("speed", ["exact", "fast"])
 def test_out_of_memory_halves_the_chunk_once_per_size(phase, speed):
     config, said = ResDiTConfig(base_tokens=16, speed=speed), []
-    plan = Plan(make_layout(Grid(12, 12), config), config, TEXT, embed, say=said.append)
+    plan = AttentionPlan(make_layout(Grid(12, 12), config), config, TEXT, embed, say=said.append)
     q, k, v = qkv(12, 12, dtype=torch.float32)
     expected = resdit_attention(q, k, v, make_plan(12, 12, config), phase, attend)
     tight = ShortOfMemory(5)

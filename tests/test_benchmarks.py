@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from benchmarks import __main__ as program
-from benchmarks import api, table, timed, whole
-from benchmarks.table import Row, markdown, ratio
 from resdit_ext import ResDiTConfig
+from resdit_ext.lab.benchmarks import __main__ as program
+from resdit_ext.lab.benchmarks import api, table, timed, whole
+from resdit_ext.lab.benchmarks.table import Row, markdown, ratio
 
 
 def test_a_row_without_a_figure_says_so():

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdit_ext.control import flux, sd3
-from resdit_ext.control.added import Added, Part, along_depth, pick, resample, token_mask
+from resdit_ext.control.added import LazyResiduals, UnitShare, along_depth, pick, resample, token_mask
 from resdit_ext.control.hint import pixels, repeated, seeded, shown, toned
 from resdit_ext.errors import Unsupported
-from resdit_ext.geometry import Grid
-from resdit_ext.schedule import shifted_sigmas, window
+from resdit_ext.method.layout import Grid
+from resdit_ext.method.phases import levels_between, shifted_sigmas
 from tests import reference
 
 COARSE = Grid(3, 4)
@@ -64,7 +64,7 @@ def test_residuals_are_spread_as_diffusers_does(blocks, count):
 @given(steps=st.integers(1, 50), start=st.floats(0, 1), end=st.floats(0, 1))
 def test_a_range_keeps_the_steps_that_diffusers_keeps(steps, start, end):
     sigmas = shifted_sigmas(steps)
-    highest, lowest = window(sigmas, start, end)
+    highest, lowest = levels_between(sigmas, start, end)
     for i in range(steps):
         near = min(abs(i - start * steps), abs(i + 1 - end * steps)) < 1e-6  # a float's rounding decides
         keep = not (i / steps < start or (i + 1) / steps > end)
@@ -73,14 +73,14 @@ def test_a_range_keeps_the_steps_that_diffusers_keeps(steps, start, end):
 
 def part(count=2, grid=COARSE, rows=2, **changes):
     residuals = [noise(rows, grid.tokens, 5, seed=i) for i in range(count)]
-    return Part(residuals, grid, **{"strength": 1.0, "index_of": flux.index_of} | changes)
+    return UnitShare(residuals, grid, **{"strength": 1.0, "index_of": flux.index_of} | changes)
 
 
 def test_units_add_up_at_the_picture_with_their_weights_and_masks():
     grid, mask = Grid(6, 8), torch.zeros(1, 1, 96, 64)
     mask[..., :48, :] = 1
     one, two = part(strength=0.5), part(count=1, grid=grid, mask=token_mask(mask, grid).flatten(1, 2))
-    added = Added([one, two], 4, grid, torch.float32)
+    added = LazyResiduals([one, two], 4, grid, torch.float32)
     assert len(added) == 4
     for block, got in enumerate(added):
         half = resample(one.residuals[block // 2], one.grid, grid) * 0.5
@@ -91,7 +91,7 @@ def test_units_add_up_at_the_picture_with_their_weights_and_masks():
 
 def test_rows_have_weights_of_their_own_along_the_depth():
     one = part(count=1, strength=0.5, depth_weights=[[0.0, 1.0], None])
-    added = Added([one], 3, one.grid, torch.float32)
+    added = LazyResiduals([one], 3, one.grid, torch.float32)
     for block, factor in enumerate((0, 0.5, 1)):
         torch.testing.assert_close(added[block][0], one.residuals[0][0] * factor * 0.5)
         assert torch.equal(added[block][1], one.residuals[0][1] * 0.5)
@@ -106,14 +106,14 @@ def test_masks_of_a_batch_come_in_turn():
 def test_what_adds_nothing_says_so():
     grid = Grid(3, 4)
     for quiet in (part(strength=0.0), part(count=0), part(index_of=lambda *_: None)):
-        assert Added([quiet], 2, grid, torch.float32)[1] is None
-        assert Added([quiet], 2, grid, torch.float32, nothing=0)[0] == 0
+        assert LazyResiduals([quiet], 2, grid, torch.float32)[1] is None
+        assert LazyResiduals([quiet], 2, grid, torch.float32, nothing=0)[0] == 0
     with pytest.raises(IndexError):
-        Added([part()], 2, grid, torch.float32)[2]
+        LazyResiduals([part()], 2, grid, torch.float32)[2]
 
 
 def test_the_models_type_is_kept():
-    assert Added([part()], 2, Grid(3, 4), torch.bfloat16)[0].dtype == torch.bfloat16
+    assert LazyResiduals([part()], 2, Grid(3, 4), torch.bfloat16)[0].dtype == torch.bfloat16
 
 
 def test_a_hint_is_resized_well():

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from resdit_ext.control import recognise
-from resdit_ext.control.checkpoint import check_numbers, why_unreadable
+from resdit_ext.control.checkpoint import check_finite, why_unreadable
 from resdit_ext.control.nets import build, check_shapes
 from resdit_ext.errors import Unsupported
 from tests.control_nets import KINDS, as_stability, as_xlabs, net_of
@@ -181,7 +181,7 @@ def test_a_hosts_layers_keep_eight_bits_and_nothing_else_does(stored):
 
 def test_eight_bit_nan_is_found():
     with pytest.raises(Unsupported, match="w has values"):
-        check_numbers({"w": torch.tensor([1.0, torch.nan]).to(torch.float8_e4m3fn)})
+        check_finite({"w": torch.tensor([1.0, torch.nan]).to(torch.float8_e4m3fn)})
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,13 +12,13 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from resdit_ext import ResDiTConfig, ResDiTError, apply_resdit, remove_resdit
 from resdit_ext.control.added import pick, resample
 from resdit_ext.control.call import Residuals
-from resdit_ext.control.flux import pack
-from resdit_ext.control.treatment import Patchwork, at_high_resolution
-from resdit_ext.geometry import Grid, make_layout
-from resdit_ext.hosts import forge_link
-from resdit_ext.joining import Joiner
-from resdit_ext.memory import OutOfMemory
-from resdit_ext.patchwise import window
+from resdit_ext.control.flux import to_tokens
+from resdit_ext.control.treatment import PatchBlender, at_high_resolution
+from resdit_ext.hosts.forge import control_pass as control_pass
+from resdit_ext.method.around_calls import crop
+from resdit_ext.method.blend import Joiner
+from resdit_ext.method.layout import Grid, make_layout
+from resdit_ext.method.memory import OutOfMemory
 from tests import reference
 from tests.control_host import Generation, Network, family_of, unet_of
 from tests.control_nets import FLUX, SD3, net_of
@@ -43,9 +43,9 @@ def test_residuals_are_joined_by_frequency_and_spliced(sides):
     layout = make_layout(Grid(*sides), CONFIG)
     (H, W), (h, w) = sides, (layout.base.height, layout.base.width)
     latent = noise(2, 3, 2 * H, 2 * W)
-    got = at_high_resolution(returned_for, latent, layout, Patchwork(layout, Joiner(layout, CONFIG)))
+    got = at_high_resolution(returned_for, latent, layout, PatchBlender(layout, Joiner(layout, CONFIG)))
     whole = returned_for(pick(latent, layout.base), None).both
-    patches = [returned_for(window(latent, start, layout.base), start).both for start in layout.patches]
+    patches = [returned_for(crop(latent, start, layout.base), start).both for start in layout.patches]
     for k, mine in enumerate(got.both):
         for row in range(2):
             spread = reference.interpolated(whole[k][row].unflatten(0, (h, w)).numpy(), (H, W))
@@ -110,7 +110,7 @@ def test_out_of_memory_goes_on_without_the_patches(monkeypatch):
     def fail(*_):
         raise OutOfMemory
 
-    monkeypatch.setattr(forge_link, "Patchwork", fail)
+    monkeypatch.setattr(control_pass, "PatchBlender", fail)
     with torch.inference_mode():
         control = p.control(x, 0.5, **conditioning())
         assert control["input"][0].shape == (1, 576, 64)
@@ -143,7 +143,7 @@ def test_sd3_calls_its_net_for_a_patch_when_the_model_is(monkeypatch):
         assert whole[2] == 0  # after the last block nothing is added
         for start in (layout.patches[0], layout.patches[7]):
             tokens = torch.tensor([start[0] * 24 + start[1]])
-            patch = window(x, start, layout.base)
+            patch = crop(x, start, layout.base)
             mine = whole.on_patch(patch, tokens)
             expected = net(
                 hidden_states=patch,
@@ -164,7 +164,7 @@ def flux_call(model, net, side, **changes):
     rows, cols = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     ids = torch.stack((torch.zeros_like(rows), rows, cols), -1).reshape(-1, 3).float()
     common = dict(
-        hidden_states=pack(noise(1, 4, 2 * side, 2 * side, seed=6)),
+        hidden_states=to_tokens(noise(1, 4, 2 * side, 2 * side, seed=6)),
         encoder_hidden_states=text,
         pooled_projections=pooled,
         timestep=torch.tensor([0.5]),
@@ -172,7 +172,7 @@ def flux_call(model, net, side, **changes):
         img_ids=ids,
         txt_ids=torch.zeros(5, 3),
     )
-    found = net(controlnet_cond=pack(noise(1, 4, 2 * side, 2 * side, seed=7)), **common | changes)
+    found = net(controlnet_cond=to_tokens(noise(1, 4, 2 * side, 2 * side, seed=7)), **common | changes)
     double, single = found if isinstance(found, tuple) else (found[0], found[1])
     return model(controlnet_block_samples=double, controlnet_single_block_samples=single, return_dict=False, **common)[
         0

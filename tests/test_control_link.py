@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from resdit_ext import ResDiTConfig
-from resdit_ext.control.flux import pack
-from resdit_ext.hosts import forge_link
-from resdit_ext.hosts.forge_heeding import heeding
-from resdit_ext.memory import OutOfMemory
+from resdit_ext.control.flux import to_tokens
+from resdit_ext.hosts.forge import control_pass as control_pass
+from resdit_ext.hosts.forge.control_support import with_control_support
+from resdit_ext.method.memory import OutOfMemory
 from tests.control_host import CONDITIONING, PICTURE, WRAPPER, Network, generation, unet_of
 from tests.control_nets import net_of
 
@@ -224,8 +224,8 @@ def test_a_flux_that_drops_control_gets_it_for_the_one_call():
         return apply_model(args["input"], args["timestep"], **args["c"])
 
     unet.set_model_unet_function_wrapper(theirs)
-    patched = heeding(heeding(unet))
-    assert unet.model_options[WRAPPER] is theirs and patched.model_options[WRAPPER].resdit_heeds
+    patched = with_control_support(with_control_support(unet))
+    assert unet.model_options[WRAPPER] is theirs and patched.model_options[WRAPPER].resdit_adds_control
     control = {"input": [torch.ones(1, 4, 2), None], "output": [10 * torch.ones(1, 4, 2)]}
     x, text = torch.zeros(1, 4, 2), torch.zeros(1, 3, 2)
 
@@ -247,7 +247,7 @@ def test_a_flux_that_drops_control_gets_it_for_the_one_call():
 
 def test_a_model_that_takes_control_is_left_alone():
     unet = unet_of(Network(2, 2))
-    assert heeding(unet) is unet
+    assert with_control_support(unet) is unet
 
 
 def seen_by(link):
@@ -292,7 +292,7 @@ def test_the_net_sees_what_the_model_is_given(monkeypatch):
     padded = torch.cat((x, x[..., :1]), -1)
     padded = torch.cat((padded, padded[..., :1, :]), -2)
     for given, guidance in zip(calls, (1.5, 3.5), strict=True):
-        torch.testing.assert_close(given["hidden_states"], pack(padded / 1.25))
+        torch.testing.assert_close(given["hidden_states"], to_tokens(padded / 1.25))
         assert torch.equal(given["encoder_hidden_states"], CONDITIONING["c_crossattn"])
         assert torch.equal(given["pooled_projections"], CONDITIONING["y"])
         assert given["timestep"].tolist() == [0.25] and given["guidance"].tolist() == [guidance]
@@ -307,7 +307,7 @@ def test_each_picture_of_a_batch_has_its_hint(monkeypatch):
     calls = seen_by(link)
     cond = {name: value.repeat(4, *[1] * (value.ndim - 1)) for name, value in CONDITIONING.items()}
     p.control(x.repeat(2, 1, 1, 1), 0.5, **cond)
-    assert torch.equal(calls[0]["controlnet_cond"], pack(link.hint.repeat(2, 1, 1, 1))) and len(link.hint) == 2
+    assert torch.equal(calls[0]["controlnet_cond"], to_tokens(link.hint.repeat(2, 1, 1, 1))) and len(link.hint) == 2
 
 
 @torch.inference_mode()
@@ -328,8 +328,8 @@ def test_two_units_add_up_on_the_patches_of_sd3(monkeypatch):
 
 @torch.inference_mode()
 def test_the_joining_of_patches_is_prepared_once(monkeypatch):
-    made, make = [], forge_link.Patchwork
-    monkeypatch.setattr(forge_link, "Patchwork", lambda *given: made.append(1) or make(*given))
+    made, make = [], control_pass.PatchBlender
+    monkeypatch.setattr(control_pass, "PatchBlender", lambda *given: made.append(1) or make(*given))
     p, x = generation(monkeypatch, config=ResDiTConfig(base_tokens=4))
     p.add(net_of("flux").state_dict(), PICTURE, x)
     for sigma in (0.9, 0.8, 0.7):

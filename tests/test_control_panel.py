@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 
 from resdit_ext import ResDiTConfig
 from resdit_ext.errors import Unsupported
-from resdit_ext.hosts import forge, forge_control, forge_panel
-from resdit_ext.hosts.forge_control import ResDiTControl
+from resdit_ext.hosts.forge import control_panel as control_panel
+from resdit_ext.hosts.forge import control_unit as control_unit
+from resdit_ext.hosts.forge import model as forge
+from resdit_ext.hosts.forge.control_unit import ResDiTControl
 from resdit_ext.webui import control, lifecycle
 from tests.control_nets import KINDS, as_xlabs, net_of
 
@@ -69,7 +71,7 @@ def files(tmp_path, monkeypatch):
 
 def reviewed(p, most=None, family=None):
     said = []
-    forge_panel.review(p, most, family, said.append)
+    control_panel.review(p, most, family, said.append)
     return said
 
 
@@ -119,8 +121,8 @@ def test_a_truncated_file_is_left_out_and_the_other_units_stay(kind, files):
     p = page(bad, good, Unit(enabled=False, image=None))
     (message,) = reviewed(p)
     assert message.startswith("ControlNet cut.safetensors is left out: it is truncated")
-    assert forge_panel.value_of(p.script_args[3], "enabled") is False and p.script_args[4] is good
-    assert forge_panel.value_of(bad, "enabled") is True and isinstance(p.script_args, tuple)
+    assert control_panel.value_of(p.script_args[3], "enabled") is False and p.script_args[4] is good
+    assert control_panel.value_of(bad, "enabled") is True and isinstance(p.script_args, tuple)
 
 
 def test_good_and_older_files_are_the_panels_affair(files):
@@ -166,15 +168,15 @@ def test_without_a_panel_nothing_happens():
         if hasattr(p, "scripts"):
             p.scripts.alwayson_scripts.pop()
         assert reviewed(p) == []
-        forge_panel.report_failures(p, pytest.fail)
+        control_panel.report_failures(p, pytest.fail)
 
 
 def test_the_first_unit_that_the_panel_could_not_prepare_is_named(files):
     said = []
-    forge_panel.report_failures(page(Unit(model="good"), Unit(model="older"), Unit(), prepared=[0]), said.append)
+    control_panel.report_failures(page(Unit(model="good"), Unit(model="older"), Unit(), prepared=[0]), said.append)
     (message,) = said
     assert message.startswith("the second ControlNet unit (older.pth) is left out, with any after it: ")
-    forge_panel.report_failures(page(Unit(), Unit(enabled=False), prepared=[0]), pytest.fail)
+    control_panel.report_failures(page(Unit(), Unit(enabled=False), prepared=[0]), pytest.fail)
 
 
 def test_an_api_request_may_order_fewer_units_than_the_panel_has(files):
@@ -215,7 +217,7 @@ def test_the_hooks_read_the_pass_and_never_fail(files, monkeypatch):
     assert [unit.get("enabled", True) for unit in prepared] == [False, True] and prepared == p.script_args[3:5]
     control.before_sampling(p)
     assert "the second ControlNet unit" in p.comments[2]  # the first is off now
-    monkeypatch.setattr(forge_panel, "review", lambda *_: 1 / 0)
+    monkeypatch.setattr(control_panel, "review", lambda *_: 1 / 0)
     control.before_process(p)
     assert prepare(p) == prepared and len(p.comments) == 3
 
@@ -286,8 +288,8 @@ def test_no_unit_makes_the_review_raise(shelf, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "lib_controlnet.global_state", state)
         for family in (None, "SD3"):
-            forge_panel.review(p, 512, family, p.comment)
-            forge_panel.report_failures(p, p.comment)
+            control_panel.review(p, 512, family, p.comment)
+            control_panel.report_failures(p, p.comment)
     assert len(p.script_args) == units + 4 and p.script_args[:3] == ("other",) * 3
 
 
@@ -337,7 +339,7 @@ def test_reloading_registers_once_and_unregistering_leaves_the_list_as_it_was(re
     control.register()
     control.register()
     assert registry == [int, ResDiTControl]
-    forge_control.unregister()
+    control_unit.unregister()
     assert registry == [int]
 
 
@@ -361,4 +363,4 @@ def test_what_the_units_are_told_of_a_pass(registry, monkeypatch):
 
 def test_without_such_a_host_nothing_is_registered():
     control.register()
-    forge_control.unregister()
+    control_unit.unregister()

@@ -18,7 +18,7 @@ from diffusers import (
 from diffusers.models.controlnets.controlnet_sd3 import SD3MultiControlNetModel
 from PIL import Image
 
-from resdit_ext.control.flux import pack
+from resdit_ext.control.flux import to_tokens
 from resdit_ext.hosts.diffusers.flux import grid_of
 from tests.control_host import Generation, Network, family_of, unet_of
 from tests.control_nets import FLUX, SD3, STABILITY, as_stability, as_xlabs, net_of
@@ -102,7 +102,7 @@ def ours_flux(pipe, monkeypatch, states, hints, latent, **attributes):
         given = dict(c_crossattn=text, y=pooled, guidance=torch.tensor([GUIDANCE]))
         control = p.control(x, sigma, **given)
         velocity = pipe.transformer(
-            hidden_states=pack(x),
+            hidden_states=to_tokens(x),
             timestep=torch.tensor([sigma]),
             guidance=torch.tensor([GUIDANCE]),
             pooled_projections=pooled,
@@ -118,7 +118,7 @@ def ours_flux(pipe, monkeypatch, states, hints, latent, **attributes):
         )[0]
         velocity = F.pixel_shuffle(velocity.transpose(1, 2).unflatten(2, (SIDE // 16, SIDE // 16)), 2)
         x = x + (after - sigma) * velocity
-    return pack(x), p.said
+    return to_tokens(x), p.said
 
 
 @torch.inference_mode()
@@ -127,7 +127,7 @@ def theirs_flux(pipe, hints, latent, **arguments):
     return pipe(
         prompt_embeds=text,
         pooled_prompt_embeds=pooled,
-        latents=pack(latent),
+        latents=to_tokens(latent),
         height=SIDE,
         width=SIDE,
         num_inference_steps=STEPS,

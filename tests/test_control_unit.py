@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from resdit_ext import ResDiTConfig
 from resdit_ext.control.hint import pixels
-from resdit_ext.hosts import forge_control
-from resdit_ext.hosts.forge_control import ResDiTControl
-from resdit_ext.memory import OutOfMemory
+from resdit_ext.hosts.forge import control_unit as control_unit
+from resdit_ext.hosts.forge.control_unit import ResDiTControl
+from resdit_ext.method.memory import OutOfMemory
 from resdit_ext.webui import control
 from tests.control_host import CONDITIONING, PICTURE, Network, generation
 from tests.control_nets import as_stability, net_of
@@ -100,7 +100,7 @@ def test_a_refused_file_is_read_once_as_long_as_it_is_the_same(tmp_path, monkeyp
         read.append(path)
         return load_file(path)
 
-    monkeypatch.setattr(forge_control, "load_file", load)
+    monkeypatch.setattr(control_unit, "load_file", load)
     save_file(lacking, path)
     unit = p.add(lacking, PICTURE, x, name=path)
     unit.process_after_running_preprocessors(p, None)
@@ -121,7 +121,7 @@ def test_a_refused_pickle_file_is_never_opened(tmp_path, monkeypatch):
     path = tmp_path / "net.pth"
     path.write_bytes(b"one")
     unit = p.add(net_of("flux").state_dict(), PICTURE, x, name=path)
-    monkeypatch.setattr(forge_control, "load_file", lambda _: pytest.fail("opened"))
+    monkeypatch.setattr(control_unit, "load_file", lambda _: pytest.fail("opened"))
     path.write_bytes(b"another")
     unit.process_after_running_preprocessors(p, None)
     assert "only safetensors files are read" in unit.refusal
@@ -225,7 +225,7 @@ def test_a_range_out_of_order_or_bounds_is_no_error(start, end, acts, monkeypatc
 def test_a_file_that_cannot_be_read_is_said(tmp_path, monkeypatch):
     """Whatever goes wrong while the panel makes the unit; an error there would cost the units after it too."""
     p, x = generation(monkeypatch)
-    monkeypatch.setattr(forge_control, "check_shapes", lambda _: 1 / 0)
+    monkeypatch.setattr(control_unit, "check_shapes", lambda _: 1 / 0)
     p.add(net_of("flux").state_dict(), PICTURE, x)
     assert p.said == ["ControlNet net.safetensors is left out: it cannot be read (ZeroDivisionError: division by zero)"]
     assert p.unet.linked is None

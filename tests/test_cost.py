@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import flux
-from benchmarks.counters import Peak, by_kind, flop_counter
 from resdit_ext import BALANCED, PAPER, ResDiTConfig
-from resdit_ext.attention import Plan, resdit_attention
-from resdit_ext.cost import activation_bytes, attention_cost
-from resdit_ext.families.flux import flux_turns
-from resdit_ext.geometry import Grid, make_layout
-from resdit_ext.schedule import steps_per_phase
+from resdit_ext.families.flux import flux_rotary_table
+from resdit_ext.lab.benchmarks import flux
+from resdit_ext.lab.benchmarks.counters import Peak, by_kind, flop_counter
+from resdit_ext.method.cost import activation_bytes, attention_cost
+from resdit_ext.method.in_attention import AttentionPlan, resdit_attention
+from resdit_ext.method.layout import Grid, make_layout
+from resdit_ext.method.phases import steps_per_phase
 from resdit_ext.webui.forecast import FLUX_DEV
 from tests.test_attention import attend
 
@@ -35,7 +35,7 @@ def test_attention_cost_is_what_is_counted(setting, size):
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         q = torch.empty(1, 2, TEXT + layout.grid.tokens, sum(AXES))
-        plan = Plan(layout, config, TEXT, lambda p: flux_turns(TEXT, p, AXES, 10000))
+        plan = AttentionPlan(layout, config, TEXT, lambda p: flux_rotary_table(TEXT, p, AXES, 10000))
         plain, _ = counted(lambda: attend(q, q, q))
         ours = around = 0
         for phase, n in steps_per_phase(config, STEPS).items():

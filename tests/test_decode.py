@@ -8,8 +8,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from resdit_ext.hosts import a1111, forge
-from resdit_ext.hosts.forge_vae import need
+from resdit_ext.hosts import a1111
+from resdit_ext.hosts.forge import model as forge
+from resdit_ext.hosts.forge.vae import need
 from resdit_ext.webui import lifecycle, settings
 from tests.fakes import CHANNELS, FakeFlux, FakeMemory, FakeProcessing, FakeVAE
 

@@ -68,7 +68,7 @@ def test_it_is_the_method(model, phase, size):
     apply_resdit(model, BASE)
     with torch.inference_mode():
         got = model(**data)[0][0]
-    from resdit_ext.geometry import Grid, base_grid
+    from resdit_ext.method.layout import Grid, base_grid
 
     base = base_grid(Grid(*size), 16)
     h, w = base.height, base.width

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdit_ext import ResDiTConfig, ResDiTError
-from resdit_ext.config import check_choice, check_number
 from resdit_ext.errors import LONGEST_QUOTE, quoted, shortened
+from resdit_ext.method.config import check_choice, check_number
 from tests.api_requests import anything, nested
 
 

@@ -13,9 +13,9 @@ from resdit_ext import ResDiTConfig, Unsupported
 from resdit_ext.families import flux as family_module
 from resdit_ext.families import identify
 from resdit_ext.families.flux import why_not
-from resdit_ext.geometry import Grid
-from resdit_ext.hosts.forge import attach, is_attached
-from resdit_ext.run import Run
+from resdit_ext.hosts.forge.model import attach, is_attached
+from resdit_ext.method.layout import Grid
+from resdit_ext.method.run import Run
 from tests import fakes, reference
 
 BASE = ResDiTConfig(base_tokens=16, fused_until=0.57)

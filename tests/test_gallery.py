@@ -6,11 +6,11 @@ from PIL import Image
 
 from resdit_ext import ResDiTError
 from resdit_ext.__main__ import main
-from resdit_ext.geometry import Grid
 from resdit_ext.lab import demo
 from resdit_ext.lab.evaluate import FIRST_SEED, prompt_of
 from resdit_ext.lab.methods import METHODS, grid_for
 from resdit_ext.lab.scenes import random_scene, render
+from resdit_ext.method.layout import Grid
 
 COLUMNS = len(demo.GALLERY_COLUMNS)
 

@@ -7,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdit_ext import ResDiTConfig, ResDiTError, positions
-from resdit_ext.geometry import Grid, base_grid, make_layout, partition_starts
-from resdit_ext.positions import Turns, grid_positions, patch_indices, rotary_turns, rotate
+from resdit_ext import ResDiTConfig, ResDiTError
+from resdit_ext.method import rotary as positions
+from resdit_ext.method.layout import Grid, base_grid, make_layout, partition_starts
+from resdit_ext.method.positions import grid_positions, patch_indices
+from resdit_ext.method.rotary import RotaryTable, rotary_table, rotate
 from tests import reference
 
 sides = st.integers(1, 400)
@@ -108,11 +110,11 @@ def test_rotation_is_a_complex_product(monkeypatch, dtype, tolerance, at_once):
     axes_dim, theta = (4, 14, 14), 10000
     ids = torch.rand(7, 3) * 50
     x = torch.randn(2, 3, 7, 32, dtype=torch.float64).to(dtype)
-    turns = rotary_turns(ids, axes_dim, theta)
+    turns = rotary_table(ids, axes_dim, theta)
     got = rotate(x, turns, 1.25)
     assert got.dtype == dtype
     expected = 1.25 * reference.rotate(x.double().numpy(), ids.double().numpy(), axes_dim, theta)
     assert np.abs(got.double().numpy() - expected).max() < tolerance * np.abs(expected).max()
-    differing = Turns(*(t[:, None] for t in rotary_turns(torch.stack((ids, ids + 1)), axes_dim, theta)))
+    differing = RotaryTable(*(t[:, None] for t in rotary_table(torch.stack((ids, ids + 1)), axes_dim, theta)))
     assert torch.equal(rotate(x, differing)[:1], rotate(x[:1], turns))
-    assert torch.equal(rotate(x, differing)[1:], rotate(x[1:], rotary_turns(ids + 1, axes_dim, theta)))
+    assert torch.equal(rotate(x, differing)[1:], rotate(x[1:], rotary_table(ids + 1, axes_dim, theta)))

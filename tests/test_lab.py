@@ -10,16 +10,25 @@ from safetensors.torch import load_file
 
 from resdit_ext import PAPER, ResDiTError
 from resdit_ext.__main__ import main
-from resdit_ext.geometry import Grid, make_layout
 from resdit_ext.lab import train as train_module
 from resdit_ext.lab.demo import parse_aspect
 from resdit_ext.lab.evaluate import TRUTH, evaluate, prompt_of, summary, table
 from resdit_ext.lab.methods import METHODS, grid_for
 from resdit_ext.lab.metrics import Measures, fit_scene, measure, names, segment
-from resdit_ext.lab.model import BASE_TOKENS, MODELS, TEXT_TOKENS, load_micro, pack, tokenize, unpack, weights_of
+from resdit_ext.lab.model import (
+    BASE_TOKENS,
+    MODELS,
+    TEXT_TOKENS,
+    load_micro,
+    pictures_to_tokens,
+    tokenize,
+    tokens_to_pictures,
+    weights_of,
+)
 from resdit_ext.lab.sampling import sample
 from resdit_ext.lab.scenes import SHAPES, Scene, object_mask, parse_prompt, random_scene, render
 from resdit_ext.lab.train import TrainConfig, train
+from resdit_ext.method.layout import Grid, make_layout
 
 SQUARE_2X = grid_for((1, 1), 2)
 LAYOUT_2X = make_layout(SQUARE_2X, METHODS["Balanced"])
@@ -102,8 +111,8 @@ def test_metrics_see_each_fault():
 
 def test_tokens_and_pictures_round_trip():
     pictures = torch.randn(2, 3, 24, 40)
-    tokens = pack(pictures)
-    assert tokens.shape == (2, 60, 48) and torch.equal(unpack(tokens, 6), pictures)
+    tokens = pictures_to_tokens(pictures)
+    assert tokens.shape == (2, 60, 48) and torch.equal(tokens_to_pictures(tokens, 6), pictures)
     words = tokenize(["red disc on green ground", ""])
     assert words.shape == (2, TEXT_TOKENS) and (words[0] > 0).sum() == 5 and (words[1] == 0).all()
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from resdit_ext.config import BALANCED
 from resdit_ext.control import recognise
 from resdit_ext.control.nets import build
-from resdit_ext.geometry import Grid
 from resdit_ext.lab import evaluate_control as module
 from resdit_ext.lab.control import CONTROLS, control_error, hint_of, load_control, sample_controlled
 from resdit_ext.lab.evaluate import summary, table
 from resdit_ext.lab.metrics import GROUND, OBJECT, SKY
-from resdit_ext.lab.model import BASE_TOKENS, unpack, weights_of
+from resdit_ext.lab.model import BASE_TOKENS, tokens_to_pictures, weights_of
 from resdit_ext.lab.scenes import WIDE_ROOM, Scene, depth_map, random_scene, render
 from resdit_ext.lab.train import TrainConfig, make_batch, train
+from resdit_ext.method.config import BALANCED
+from resdit_ext.method.layout import Grid
 
 SCENE = Scene("disc", "red", "green", side=0.4, centre=(0.4, 0.38), horizon=0.5)
 
@@ -30,7 +30,9 @@ def test_a_depth_map_tells_the_three_parts_apart_at_every_size():
         assert 0.2 <= depth[int(0.52 * side), -1] < depth[-1, -1] <= 0.6
         assert len({SKY, GROUND, OBJECT}) == 3
     tokens = hint_of(SCENE, Grid(16, 16))
-    np.testing.assert_allclose((unpack(tokens, 16)[0, 1].numpy() + 1) / 2, depth_map(SCENE, 64, 64), atol=1e-6)
+    np.testing.assert_allclose(
+        (tokens_to_pictures(tokens, 16)[0, 1].numpy() + 1) / 2, depth_map(SCENE, 64, 64), atol=1e-6
+    )
 
 
 def test_the_control_error_counts_pixels_of_another_part():

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from resdit_ext import __version__
-from resdit_ext.hosts import forge, progress
-from resdit_ext.schedule import shifted_sigmas
+from resdit_ext.hosts import progress
+from resdit_ext.hosts.forge import model as forge
+from resdit_ext.method.phases import shifted_sigmas
 from resdit_ext.webui import control, lifecycle, passes
 from tests import fakes
 from tests.fakes import CHANNELS, FakeFlux, FakeProcessing, FakeSampler

@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from resdit_ext.config import PRESETS
+from resdit_ext.method.config import PRESETS
 from resdit_ext.webui import readout
 from resdit_ext.webui.control import NOTE
 from resdit_ext.webui.options import DEFAULTS, OPTIONS

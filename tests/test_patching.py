@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from resdit_ext.patching import AROUND, intercept, intercepted, let_go, rebound, redirected
+from resdit_ext.monkeypatch import AROUND, intercept, intercepted, let_go, rebound, redirected
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdit_ext import ResDiTConfig
-from resdit_ext.geometry import Grid, make_layout
-from resdit_ext.patching import scaled_outputs
-from resdit_ext.patchwise import CallPlan, denoise_by_patches, from_grid, resdit_prediction, to_grid
-from resdit_ext.run import Run
-from resdit_ext.schedule import Phase
-from resdit_ext.tables import PositionTable
+from resdit_ext.method.around_calls import CallPlan, call_by_patches, from_grid, resdit_prediction, to_grid
+from resdit_ext.method.layout import Grid, make_layout
+from resdit_ext.method.phases import Phase
+from resdit_ext.method.position_table import PositionTable
+from resdit_ext.method.run import Run
+from resdit_ext.monkeypatch import scaled_outputs
 from tests import reference
 
 CHANNELS, SIDE = 16, 24
@@ -191,7 +191,7 @@ def test_what_is_adjusted_and_counted():
 
     def denoise(side, sigma, run=run):
         asked.clear()
-        denoise_by_patches(
+        call_by_patches(
             run, predict, torch.zeros(1, 3, side, side), 3, sigma, lambda: PositionTable(stored()), adjusted
         )
         return list(asked)

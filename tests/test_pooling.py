@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdit_ext import ResDiTConfig, ResDiTError
-from resdit_ext.geometry import Grid
-from resdit_ext.pooling import Pooling, cosine_basis
+from resdit_ext.method.layout import Grid
+from resdit_ext.method.pooling import Pooling, cosine_basis
 from tests import reference
 
 sides, blocks = st.integers(1, 13), st.integers(1, 4)

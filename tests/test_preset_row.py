@@ -6,8 +6,8 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from resdit_ext.config import PRESETS
 from resdit_ext.errors import LONGEST_QUOTE
+from resdit_ext.method.config import PRESETS
 from resdit_ext.webui.options import DEFAULTS, OPTIONS, preset_values
 from resdit_ext.webui.presets import FIELDS, PresetStore
 from resdit_ext.webui.ui import Accordion

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdit_ext import ResDiTError
-from resdit_ext.config import PRESETS
+from resdit_ext.method.config import PRESETS
 from resdit_ext.webui import presets
 from resdit_ext.webui.options import BY_NAME, DEFAULTS, preset_values
 from resdit_ext.webui.presets import FIELDS, PresetStore

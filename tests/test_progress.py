@@ -10,8 +10,8 @@ import torch
 
 from resdit_ext import ResDiTConfig
 from resdit_ext.hosts import progress
-from resdit_ext.run import Run
-from resdit_ext.schedule import shifted_sigmas
+from resdit_ext.method.phases import shifted_sigmas
+from resdit_ext.method.run import Run
 from resdit_ext.webui import lifecycle
 from tests.fakes import CHANNELS, FakeFlux, FakeProcessing
 

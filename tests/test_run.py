@@ -1,7 +1,7 @@
 """What a run keeps of what it made."""
 
 from resdit_ext import ResDiTConfig
-from resdit_ext.run import KEPT, Run
+from resdit_ext.method.run import KEPT, Run
 
 
 def test_what_is_used_in_turn_is_made_once():

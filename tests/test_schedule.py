@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdit_ext import BALANCED, PAPER, ResDiTConfig
-from resdit_ext.run import Run
-from resdit_ext.schedule import (
+from resdit_ext.method.phases import (
     Phase,
     boundary,
     fault_in,
@@ -17,6 +16,7 @@ from resdit_ext.schedule import (
     steps_per_phase,
     usable_sigmas,
 )
+from resdit_ext.method.run import Run
 
 shares = st.floats(0, 1)
 

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from resdit_ext.config import PRESETS
+from resdit_ext.method.config import PRESETS
 from resdit_ext.webui import settings
 from resdit_ext.webui.options import DEFAULTS, parse_request, preset_values
 

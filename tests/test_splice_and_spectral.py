@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdit_ext import ResDiTConfig
-from resdit_ext.geometry import Grid, make_layout
-from resdit_ext.spectral import along_axes, fuse, lowpass_matrix
-from resdit_ext.splice import axis_weights, splice_into, splice_weights
+from resdit_ext.method.blend import axis_weights, splice_into, splice_weights
+from resdit_ext.method.layout import Grid, make_layout
+from resdit_ext.method.lowpass import along_axes, fuse, lowpass_matrix
 from tests import reference
 
 layouts = st.builds(

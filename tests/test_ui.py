@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import gradio as gr
 import pytest
 
-from resdit_ext.config import PRESETS
+from resdit_ext.method.config import PRESETS
 from resdit_ext.webui import readout, settings
 from resdit_ext.webui.options import DEFAULTS, OPTIONS
 from resdit_ext.webui.preset_row import FIELDS

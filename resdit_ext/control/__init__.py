@@ -13,7 +13,7 @@ from types import ModuleType
 
 from ..errors import Unsupported
 from . import flux, sd3
-from .checkpoint import Checkpoint, Weights, check_numbers, describe, is_for_transformer, with_shards, without_prefix
+from .checkpoint import Checkpoint, Weights, check_finite, describe, is_for_transformer, with_shards, without_prefix
 
 FAMILIES: tuple[ModuleType, ...] = (flux, sd3)
 
@@ -36,7 +36,7 @@ def recognise(weights: Weights, path: Path) -> Checkpoint | None:
     for module in FAMILIES:
         if module.claims(weights):
             checkpoint = module.read(weights)
-            check_numbers(checkpoint.weights)
+            check_finite(checkpoint.weights)
             return checkpoint
     names = ", ".join(module.FAMILY for module in FAMILIES)
     raise Unsupported(f"it is no control net of a supported family ({names}): {describe(weights)}")

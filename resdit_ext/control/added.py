@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import Grid
+from ..method.layout import Grid
 from .hint import repeated
 
 
@@ -53,7 +53,7 @@ def along_depth(weights: Sequence[float], block: int, blocks: int) -> float:
 
 
 @dataclass
-class Part:
+class UnitShare:
     """One unit's share in one model call.
 
     Attributes:
@@ -61,7 +61,7 @@ class Part:
         grid: the tokens they are on.
         strength: factor.
         index_of: which residual follows a block.
-        cyclic: whether the residuals take turns.
+        cyclic: whether the residuals take rotary.
         mask: (1 or B, H*W, 1) on the picture's tokens, in [0, 1].
         depth_weights: for every row of the batch its weights along the depth, or None.
     """
@@ -94,7 +94,7 @@ class Part:
         return share * (self.strength * torch.tensor(rows, dtype=share.dtype, device=share.device)[:, None, None])
 
 
-class Added(Sequence):
+class LazyResiduals(Sequence):
     """For every block of one kind what is added to its image tokens, (B, H*W, C), or `nothing`.
 
     The hosts ask for `added[i]` as if it were a list of tensors.
@@ -110,12 +110,12 @@ class Added(Sequence):
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[UnitShare],
         blocks: int,
         grid: Grid,
         dtype: torch.dtype,
         nothing: object = None,
-        on_patch: Callable[[Tensor, Tensor], Added] | None = None,
+        on_patch: Callable[[Tensor, Tensor], LazyResiduals] | None = None,
     ) -> None:
         self.parts, self.blocks, self.grid, self.dtype = tuple(parts), blocks, grid, dtype
         self.nothing, self.on_patch = nothing, on_patch

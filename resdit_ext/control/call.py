@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..geometry import Grid
+from ..method.layout import Grid
 
 
 @dataclass(frozen=True)

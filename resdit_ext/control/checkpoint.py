@@ -61,7 +61,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Dump:
+class StateDict:
     """A file's tensors, with questions that a format asks of them."""
 
     weights: Weights
@@ -134,7 +134,7 @@ def with_shards(weights: Weights, path: Path) -> Weights:
     return whole
 
 
-def check_numbers(weights: Weights) -> None:
+def check_finite(weights: Weights) -> None:
     """Raise Unsupported naming a tensor that is no number somewhere."""
     for name, value in weights.items():
         if not value.is_floating_point():

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..positions import grid_positions
+from ..method.positions import grid_positions
 from .call import Call, Residuals
-from .checkpoint import Checkpoint, Dump, Weights, describe
+from .checkpoint import Checkpoint, StateDict, Weights, describe
 
 FAMILY = "FLUX.1"
 MODEL_ON_PATCHES = False  # ResDiT is inside the one call of the model
@@ -80,35 +80,35 @@ def claims(weights: Weights) -> bool:
 def read(weights: Weights) -> Checkpoint:
     """Recognise a FLUX control net; raises Unsupported with what was found."""
     xlabs = "pos_embed_input.weight" in weights
-    dump = Dump(from_xlabs(weights) if xlabs else dict(weights))
-    if not any(name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in dump.weights):
+    state = StateDict(from_xlabs(weights) if xlabs else dict(weights))
+    if not any(name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in state.weights):
         raise Unsupported(f"it looks like a FLUX control net but has no blocks: {describe(weights)}")
-    double, single = dump.blocks("transformer_blocks"), dump.blocks("single_transformer_blocks")
+    double, single = state.blocks("transformer_blocks"), state.blocks("single_transformer_blocks")
     first = "transformer_blocks.0" if double else "single_transformer_blocks.0"
-    width, channels = dump.size("x_embedder.weight", 0), dump.size("x_embedder.weight", 1)
-    hinted, head = dump.size("controlnet_x_embedder.weight", 1), dump.size(f"{first}.attn.norm_q.weight", 0)
+    width, channels = state.size("x_embedder.weight", 0), state.size("x_embedder.weight", 1)
+    hinted, head = state.size("controlnet_x_embedder.weight", 1), state.size(f"{first}.attn.norm_q.weight", 0)
     if hinted != channels:
         raise Unsupported(
             f"its hint has {hinted} channels where the picture has {channels}: inpainting nets, which see a mask too, "
             "are not supported"
         )
-    convolutions = "input_hint_block.conv_in.weight" in dump
-    modes = dump.size("controlnet_mode_embedder.weight", 0) if "controlnet_mode_embedder.weight" in dump else None
+    convolutions = "input_hint_block.conv_in.weight" in state
+    modes = state.size("controlnet_mode_embedder.weight", 0) if "controlnet_mode_embedder.weight" in state else None
     arguments = dict(
         in_channels=channels,
         num_layers=double,
         num_single_layers=single,
-        **dump.heads(width, head),
-        joint_attention_dim=dump.size("context_embedder.weight", 1),
-        pooled_projection_dim=dump.size("time_text_embed.text_embedder.linear_1.weight", 1),
-        guidance_embeds="time_text_embed.guidance_embedder.linear_1.weight" in dump,
+        **state.heads(width, head),
+        joint_attention_dim=state.size("context_embedder.weight", 1),
+        pooled_projection_dim=state.size("time_text_embed.text_embedder.linear_1.weight", 1),
+        guidance_embeds="time_text_embed.guidance_embedder.linear_1.weight" in state,
         axes_dims_rope=(head // 8, 7 * head // 16, 7 * head // 16),  # FLUX's 16, 56, 56 of 128
         num_mode=modes,
         patch_size=2 if convolutions else 1,
-        conditioning_embedding_channels=(dump.size("input_hint_block.conv_out.weight", 0) if convolutions else None),
+        conditioning_embedding_channels=(state.size("input_hint_block.conv_out.weight", 0) if convolutions else None),
     )
     kind = "XLabs" if convolutions else "union" if modes else "diffusers"
-    return Checkpoint(FAMILY, kind, arguments, dump.weights, asks=modes is not None)
+    return Checkpoint(FAMILY, kind, arguments, state.weights, asks=modes is not None)
 
 
 def maker(arguments: Mapping[str, object]) -> Callable[..., nn.Module]:  # noqa: ARG001
@@ -123,7 +123,7 @@ def sees_pixels(net: nn.Module) -> bool:
     return net.input_hint_block is not None
 
 
-def pack(latent: Tensor) -> Tensor:
+def to_tokens(latent: Tensor) -> Tensor:
     """(B, C, 2h, 2w) latents -> (B, h*w, 4C) tokens."""
     return F.pixel_unshuffle(latent, 2).flatten(2).transpose(1, 2)
 
@@ -139,8 +139,8 @@ def residuals(net: nn.Module, call: Call) -> Residuals:
         mode = torch.full((len(call.latent), 1), index, device=call.latent.device)
     device = call.latent.device
     double, single = net(
-        hidden_states=pack(call.latent),
-        controlnet_cond=call.hint if sees_pixels(net) else pack(call.hint),
+        hidden_states=to_tokens(call.latent),
+        controlnet_cond=call.hint if sees_pixels(net) else to_tokens(call.hint),
         controlnet_mode=mode,
         encoder_hidden_states=call.text,
         pooled_projections=call.pooled,
@@ -154,5 +154,5 @@ def residuals(net: nn.Module, call: Call) -> Residuals:
 
 
 def index_of(block: int, blocks: int, count: int, cyclic: bool) -> int | None:
-    """Which of `count` residuals follows block `block` of `blocks`: as diffusers spreads them, XLabs' by turns."""
+    """Which of `count` residuals follows block `block` of `blocks`: as diffusers spreads them, XLabs' by rotary."""
     return block % count if cyclic else block // -(-blocks // count)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import Unsupported
 from .call import Call, Residuals
-from .checkpoint import Checkpoint, Dump, Weights, describe
+from .checkpoint import Checkpoint, StateDict, Weights, describe
 
 FAMILY = "SD3"
 MODEL_ON_PATCHES = True  # ResDiT is made of calls of the model, for each of which there is one of the net
@@ -60,29 +60,29 @@ def read(weights: Weights) -> Checkpoint:
     made_for = None
     if number is not None and number.numel() == 1 and 0 <= round(number.item()) < len(MADE_FOR):
         made_for = MADE_FOR[round(number.item())]
-    dump = Dump(from_stability(weights))
-    if not dump.blocks("transformer_blocks"):
+    state = StateDict(from_stability(weights))
+    if not state.blocks("transformer_blocks"):
         raise Unsupported(f"it looks like an SD3 control net but has no blocks: {describe(weights)}")
-    width, hinted = dump.size("pos_embed_input.proj.weight", 0), dump.size("pos_embed_input.proj.weight", 1)
+    width, hinted = state.size("pos_embed_input.proj.weight", 0), state.size("pos_embed_input.proj.weight", 1)
     norm = "transformer_blocks.0.attn.norm_q.weight"
-    head = dump.size(norm, 0) if norm in dump else HEAD
+    head = state.size(norm, 0) if norm in state else HEAD
     arguments = dict(
-        num_layers=dump.blocks("transformer_blocks"),
-        **dump.heads(width, head),
-        pooled_projection_dim=dump.size("time_text_embed.text_embedder.linear_1.weight", 1),
+        num_layers=state.blocks("transformer_blocks"),
+        **state.heads(width, head),
+        pooled_projection_dim=state.size("time_text_embed.text_embedder.linear_1.weight", 1),
         caption_projection_dim=width,
     )
-    if norm in dump:
+    if norm in state:
         arguments["qk_norm"] = "rms_norm"
-    if "context_embedder.weight" in dump:
-        side = math.isqrt(dump.size("pos_embed.pos_embed", 1))
-        channels = dump.size("pos_embed.proj.weight", 1)
+    if "context_embedder.weight" in state:
+        side = math.isqrt(state.size("pos_embed.pos_embed", 1))
+        channels = state.size("pos_embed.proj.weight", 1)
         arguments |= dict(
             in_channels=channels,
-            joint_attention_dim=dump.size("context_embedder.weight", 1),
+            joint_attention_dim=state.size("context_embedder.weight", 1),
             pos_embed_max_size=side,
         )
-        if dual := [i for i in range(arguments["num_layers"]) if f"transformer_blocks.{i}.attn2.to_q.weight" in dump]:
+        if dual := [i for i in range(arguments["num_layers"]) if f"transformer_blocks.{i}.attn2.to_q.weight" in state]:
             arguments["dual_attention_layers"] = tuple(dual)
         kind = "diffusers"
     else:  # image tokens alone, embedded by the model itself
@@ -103,8 +103,8 @@ def read(weights: Weights) -> Checkpoint:
         )
     if kind == "diffusers":
         # Trained on latents that are scaled but not shifted, as diffusers' pipeline knows (InstantX).
-        return Checkpoint(FAMILY, kind, arguments, dump.weights, shifted=False)
-    return Checkpoint(FAMILY, kind, arguments, dump.weights, asks=True, made_for=made_for, tones=STABILITY_TONES)
+        return Checkpoint(FAMILY, kind, arguments, state.weights, shifted=False)
+    return Checkpoint(FAMILY, kind, arguments, state.weights, asks=True, made_for=made_for, tones=STABILITY_TONES)
 
 
 def maker(arguments: Mapping[str, object]) -> Callable[..., nn.Module]:

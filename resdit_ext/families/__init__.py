@@ -8,8 +8,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ..errors import Unsupported
-from ..geometry import Grid
-from ..run import Run
+from ..method.layout import Grid
+from ..method.run import Run
 from .flux import Flux
 from .sd3 import SD3
 

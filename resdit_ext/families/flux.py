@@ -13,22 +13,22 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from ..attention import plan_for, resdit_attention
 from ..errors import Unsupported
-from ..geometry import Grid
-from ..patching import redirected
-from ..positions import Turns, rotary_turns
-from ..run import Run
+from ..method.in_attention import plan_for, resdit_attention
+from ..method.layout import Grid
+from ..method.rotary import RotaryTable, rotary_table
+from ..method.run import Run
+from ..monkeypatch import redirected
 
 NEEDED = ("attention", "attention_function")
 PATCH = 2  # latent pixels per token and axis
 
 
-def flux_turns(text: int, positions: Tensor, axes_dim: tuple[int, ...], theta: float) -> Turns:
-    """Turns (..., T + L, D) of FLUX's ids: zeros for text, then (0, row, column) from positions (..., L, 2)."""
+def flux_rotary_table(text: int, positions: Tensor, axes_dim: tuple[int, ...], theta: float) -> RotaryTable:
+    """RotaryTable (..., T + L, D) of FLUX's ids: zeros for text, then (0, row, column) from positions (..., L, 2)."""
     ids = positions.new_zeros(*positions.shape[:-2], text + positions.shape[-2], 3)
     ids[..., text:, 1:] = positions
-    return rotary_turns(ids, axes_dim, theta)
+    return rotary_table(ids, axes_dim, theta)
 
 
 def refusal(model: object) -> str | None:
@@ -118,8 +118,8 @@ class Flux:
             return
         original, phase = self.module.attention, run.phase(sigma)
 
-        def embed(positions: Tensor) -> Turns:
-            return flux_turns(text, positions, self.axes_dim, self.theta)
+        def embed(positions: Tensor) -> RotaryTable:
+            return flux_rotary_table(text, positions, self.axes_dim, self.theta)
 
         def method(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, **kwargs: object) -> Tensor:
             if reason := why_not(q.shape[2], text, layout.grid, kwargs.get("mask")):

@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..geometry import Grid
-from ..patching import scaled_outputs, swapped
-from ..patchwise import denoise_by_patches
-from ..run import Run
-from ..tables import PositionTable
+from ..method.around_calls import call_by_patches
+from ..method.layout import Grid
+from ..method.position_table import PositionTable
+from ..method.run import Run
+from ..monkeypatch import scaled_outputs, swapped
 
 NEEDED = ("pos_embed", "pos_embed_max_size", "cropped_pos_embed")
 
 
-def last_of_queries(model: object) -> list[nn.Module]:
+def query_norms(model: object) -> list[nn.Module]:
     """The modules that every query passes through last, before it is attended with; raises Unsupported."""
     sides = [side for block in model.joint_blocks for side in (block.context_block, block.x_block)]
     attentions = [getattr(side, name) for side in sides for name in ("attn", "attn2") if hasattr(side, name)]
@@ -41,7 +41,7 @@ class SD3:
     def __init__(self, model: object) -> None:
         if missing := [name for name in NEEDED if getattr(model, name, None) is None]:
             raise Unsupported(f"it looks like SD3 but has no {', '.join(missing)}")
-        self.model, self.queries = model, last_of_queries(model)
+        self.model, self.queries = model, query_norms(model)
         self.hidden_size = model.pos_embed.shape[-1]
 
     @staticmethod
@@ -68,4 +68,4 @@ class SD3:
 
     def denoise(self, run: Run, predict: Callable[..., Tensor], latent: Tensor, text: int, sigma: float) -> Tensor:
         """One prediction made of whole calls of the model: on the whole latent, and on each patch."""
-        return denoise_by_patches(run, predict, latent, text, sigma, self.table, self.adjusted)
+        return call_by_patches(run, predict, latent, text, sigma, self.table, self.adjusted)

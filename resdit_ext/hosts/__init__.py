@@ -10,7 +10,8 @@ from __future__ import annotations
 from types import ModuleType
 
 from ..errors import Unsupported
-from . import a1111, forge
+from . import a1111
+from .forge import model as forge
 
 
 def host_of(p: object) -> ModuleType:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import Unsupported
 from ..families import Family, identify
-from ..run import Run
+from ..method.run import Run
 
 
 def family_of(p: object) -> Family:

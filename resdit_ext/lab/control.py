@@ -17,11 +17,20 @@ from diffusers import FluxControlNetModel, SD3ControlNetModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..config import ResDiTConfig
-from ..geometry import Grid
 from ..hosts.diffusers import apply_resdit, remove_resdit
+from ..method.config import ResDiTConfig
+from ..method.layout import Grid
 from .metrics import GROUND, OBJECT, SKY, segment
-from .model import PIXELS_PER_TOKEN, TEXT_TOKENS, MicroModel, load_micro, pack, position_ids, unpatch, weights_of
+from .model import (
+    PIXELS_PER_TOKEN,
+    TEXT_TOKENS,
+    MicroModel,
+    load_micro,
+    pictures_to_tokens,
+    position_ids,
+    to_latent,
+    weights_of,
+)
 from .sampling import STEPS, euler, sigmas_of
 from .scenes import Scene, depth_map, object_mask
 
@@ -31,7 +40,7 @@ BLOCKS = 2
 def hint_of(scene: Scene, grid: Grid) -> Tensor:
     """(1, H*W, 48) tokens of the scene's depth map."""
     depth = depth_map(scene, PIXELS_PER_TOKEN * grid.height, PIXELS_PER_TOKEN * grid.width)
-    return pack(torch.from_numpy(depth)[None, None].expand(1, 3, -1, -1) * 2 - 1)
+    return pictures_to_tokens(torch.from_numpy(depth)[None, None].expand(1, 3, -1, -1) * 2 - 1)
 
 
 class MicroControl(nn.Module):
@@ -90,8 +99,8 @@ class MicroSD3Depth(MicroControl):
     def residuals(self, tokens: Tensor, sigma: Tensor, words: Tensor, height: int, hint: Tensor) -> Sequence[Tensor]:
         joint, pooled = self.base.encode(words)
         return self.net(
-            hidden_states=unpatch(tokens, height),
-            controlnet_cond=unpatch(hint, height),
+            hidden_states=to_latent(tokens, height),
+            controlnet_cond=to_latent(hint, height),
             encoder_hidden_states=joint,
             pooled_projections=pooled,
             timestep=1000 * sigma,

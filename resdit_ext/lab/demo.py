@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from ..config import PRESETS
 from ..errors import ResDiTError
-from ..geometry import Grid, make_layout
+from ..method.config import PRESETS
+from ..method.layout import Grid, make_layout
 from .evaluate import FIRST_SEED, prompt_of
 from .methods import METHODS, grid_for
 from .metrics import measure

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..geometry import Grid, make_layout
+from ..method.layout import Grid, make_layout
 from .methods import METHODS, grid_for
 from .metrics import measure
 from .model import MicroModel

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import BALANCED, FAST
-from ..geometry import Grid, make_layout
+from ..method.config import BALANCED, FAST
+from ..method.layout import Grid, make_layout
 from .control import CONTROLS, MicroControl, control_error, load_control, sample_controlled
 from .demo import contact_sheet, save_sheet
 from .evaluate import FIRST_SEED, key_of, measured

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import BALANCED, FAST, MORE_DETAIL, MORE_STRUCTURE, PAPER, ResDiTConfig
-from ..geometry import Grid
+from ..method.config import BALANCED, FAST, MORE_DETAIL, MORE_STRUCTURE, PAPER, ResDiTConfig
+from ..method.layout import Grid
 from .model import BASE_TOKENS
 
 _PAPER = replace(PAPER, base_tokens=BASE_TOKENS)

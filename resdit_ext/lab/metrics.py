@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy import ndimage
 
-from ..geometry import Layout
+from ..method.layout import Layout
 from .model import PIXELS_PER_TOKEN
 from .scenes import (
     CHECKER_PERIOD,

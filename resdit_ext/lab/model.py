@@ -16,7 +16,7 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..geometry import Grid
+from ..method.layout import Grid
 from .scenes import COLOURS, GROUNDS, SHAPES, parse_prompt
 
 PIXELS_PER_TOKEN = 4
@@ -57,24 +57,24 @@ SD3_CONFIG = dict(
 )
 
 
-def patch(latent: Tensor) -> Tensor:
+def to_tokens(latent: Tensor) -> Tensor:
     """(B, 12, 2H, 2W) latents -> (B, H*W, 48) tokens."""
     return rearrange(latent, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
 
 
-def unpatch(tokens: Tensor, height: int) -> Tensor:
+def to_latent(tokens: Tensor, height: int) -> Tensor:
     """(B, H*W, 48) tokens of a grid `height` tokens tall -> (B, 12, 2H, 2W) latents."""
     return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2)
 
 
-def pack(pictures: Tensor) -> Tensor:
+def pictures_to_tokens(pictures: Tensor) -> Tensor:
     """(B, 3, 4H, 4W) pictures in [-1, 1] -> (B, H*W, 48) tokens."""
-    return patch(F.pixel_unshuffle(pictures, 2))
+    return to_tokens(F.pixel_unshuffle(pictures, 2))
 
 
-def unpack(tokens: Tensor, height: int) -> Tensor:
+def tokens_to_pictures(tokens: Tensor, height: int) -> Tensor:
     """(B, H*W, 48) tokens of a grid `height` tokens tall -> (B, 3, 4H, 4W) pictures."""
-    return F.pixel_shuffle(unpatch(tokens, height), 2)
+    return F.pixel_shuffle(to_latent(tokens, height), 2)
 
 
 def tokenize(prompts: list[str]) -> Tensor:
@@ -160,14 +160,14 @@ class MicroSD3(MicroModel):
     ) -> Tensor:
         joint, pooled = self.encode(words)
         velocity = self.transformer(
-            hidden_states=unpatch(tokens, height),
+            hidden_states=to_latent(tokens, height),
             encoder_hidden_states=joint,
             pooled_projections=pooled,
             timestep=1000 * sigma,
             block_controlnet_hidden_states=control,
             return_dict=False,
         )[0]
-        return patch(velocity)
+        return to_tokens(velocity)
 
 
 MODELS: dict[str, type[MicroModel]] = {model.name: model for model in (MicroFlux, MicroSD3)}

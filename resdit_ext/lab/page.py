@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 
 from ..errors import ResDiTError
-from ..geometry import Grid
+from ..method.layout import Grid
 from ..webui import infotext
 from ..webui.forecast import Forecast, forecast
 from ..webui.options import OPTIONS, output_size, parse_request

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ..config import ResDiTConfig
-from ..geometry import Grid
 from ..hosts.diffusers import apply_resdit, remove_resdit
-from .model import LATENT_CHANNELS, MicroModel, tokenize, unpack
+from ..method.config import ResDiTConfig
+from ..method.layout import Grid
+from .model import LATENT_CHANNELS, MicroModel, tokenize, tokens_to_pictures
 
 STEPS = 35
 
@@ -55,7 +55,7 @@ def euler(
     for sigma, after in itertools.pairwise(sigmas_of(steps)):
         x = x + (after - sigma) * velocity(x, torch.full((len(x),), sigma), words, grid.height)
         tick()
-    pictures = unpack(x, grid.height).clamp(-1, 1) / 2 + 0.5
+    pictures = tokens_to_pictures(x, grid.height).clamp(-1, 1) / 2 + 0.5
     return pictures.permute(0, 2, 3, 1).numpy()
 
 

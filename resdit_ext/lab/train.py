@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import trange
 
-from ..geometry import Grid
+from ..method.layout import Grid
 from .control import CONTROLS, hint_of
-from .model import MODELS, PIXELS_PER_TOKEN, pack, save_weights, tokenize
+from .model import MODELS, PIXELS_PER_TOKEN, pictures_to_tokens, save_weights, tokenize
 from .scenes import ROOM, WIDE_ROOM, random_scene, render
 
 TRAINABLE = MODELS | CONTROLS
@@ -48,7 +48,7 @@ def make_batch(config: TrainConfig, step: int) -> tuple:
     controlled = config.model in CONTROLS
     scenes = [random_scene(rng, room=WIDE_ROOM if controlled else ROOM) for _ in range(config.batch)]
     pictures = np.stack([render(scene, PIXELS_PER_TOKEN * height, PIXELS_PER_TOKEN * width) for scene in scenes])
-    tokens = pack(torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1)
+    tokens = pictures_to_tokens(torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1)
     prompts = ["" if rng.random() < config.text_dropout else scene.prompt for scene in scenes]
     noise = torch.from_numpy(rng.standard_normal(tokens.shape, dtype=np.float32))
     sigma = torch.sigmoid(torch.from_numpy(0.4 + 1.2 * rng.standard_normal(config.batch, dtype=np.float32)))

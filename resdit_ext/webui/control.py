@@ -8,9 +8,12 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from ..errors import Unsupported
-from ..geometry import Grid
-from ..hosts import a1111, forge, forge_control, forge_panel
-from ..hosts.forge_link import in_words
+from ..hosts import a1111
+from ..hosts.forge import control_panel as control_panel
+from ..hosts.forge import control_unit as control_unit
+from ..hosts.forge import model as forge
+from ..hosts.forge.control_pass import in_words
+from ..method.layout import Grid
 from . import lifecycle, passes, settings
 from .options import PIXELS_PER_TOKEN
 
@@ -22,7 +25,7 @@ NOTE = (
 SAME_CHECKPOINT = (None, "", "Use same checkpoint")  # the hosts' words for a hires pass with the first one's model
 
 
-def unharmful(hook: Callable) -> Callable:
+def log_errors(hook: Callable) -> Callable:
     """Keep an error of ours from the generation: the panel's units stay as they are."""
 
     @functools.wraps(hook)
@@ -48,8 +51,8 @@ def page_note() -> str | None:
 
 def register() -> None:
     """Have the panel know control nets for FLUX and SD3."""
-    forge_control.register(
-        forge_control.Passes(
+    control_unit.register(
+        control_unit.Passes(
             method=lifecycle.method_of_pass,
             sigmas=passes.sigmas_of_pass,
             steps=steps_of_pass,
@@ -69,23 +72,23 @@ def family_of_passes(p: object) -> str | None:
         return None
 
 
-@unharmful
+@log_errors
 def review(p: object) -> None:
     """Look at the units, once the model is loaded and ResDiT has set the size."""
     method = lifecycle.method_of_pass(p, Grid(-(-p.height // PIXELS_PER_TOKEN), -(-p.width // PIXELS_PER_TOKEN)))
     most = None if method is None else PIXELS_PER_TOKEN * min(method[0].base.height, method[0].base.width)
-    forge_panel.review(p, most, family_of_passes(p), functools.partial(lifecycle.tell, p))
+    control_panel.review(p, most, family_of_passes(p), functools.partial(lifecycle.tell, p))
 
 
-@unharmful
+@log_errors
 def before_process(p: object) -> None:
     """Have the units looked at before the panel works on them; call after ResDiT has set the size."""
-    forge_panel.before_it_prepares(p, review)
+    control_panel.before_it_prepares(p, review)
     if a1111.orders_control(p):
         lifecycle.tell(p, NOTE)
 
 
-@unharmful
+@log_errors
 def before_sampling(p: object) -> None:
     """Tell of units that the panel has failed to prepare."""
-    forge_panel.report_failures(p, functools.partial(lifecycle.tell, p))
+    control_panel.report_failures(p, functools.partial(lifecycle.tell, p))

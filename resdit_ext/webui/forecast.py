@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
-from ..attention import pooled_phases
-from ..cost import DECODE_VALUES, activation_bytes, attention_cost
 from ..families import Family, Flux
-from ..geometry import Grid, Layout, make_layout
-from ..schedule import steps_per_phase
+from ..method.cost import DECODE_VALUES, activation_bytes, attention_cost
+from ..method.in_attention import pooled_phases
+from ..method.layout import Grid, Layout, make_layout
+from ..method.phases import steps_per_phase
 from .options import PIXELS_PER_TOKEN, Request
 
 MEASURED_SCALE = 4.05  # the lab went to 4x

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..config import ResDiTConfig
 from ..errors import ResDiTError, Unsupported
-from ..geometry import Grid, Layout, make_layout
 from ..hosts import fixed_size, host_of, progress
-from ..run import UNSUITABLE, Run
-from ..schedule import Phase
+from ..method.config import ResDiTConfig
+from ..method.layout import Grid, Layout, make_layout
+from ..method.phases import Phase
+from ..method.run import UNSUITABLE, Run
 from . import infotext, settings, xyz
 from .messages import answer, forget, log_to_console, tell, teller
 from .options import Request, parse_request
@@ -139,7 +139,7 @@ def prepare_vae(p: object, generation: Generation) -> None:
         logger.exception("the VAE is left to the WebUI")
 
 
-def leave_no_trace(p: object) -> None:
+def clean_up(p: object) -> None:
     """Undo what outlives a generation: the VAE's copy and the progress text."""
     try:
         progress.clear()
@@ -170,7 +170,7 @@ def before_process(p: object, *args: object) -> None:
 @guarded
 def process(p: object, *_: object) -> None:
     """The model is loaded now: accept or refuse it, say what will happen, and write the parameters."""
-    leave_no_trace(p)  # of a generation that ended in an error
+    clean_up(p)  # of a generation that ended in an error
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None:
         return
@@ -251,7 +251,7 @@ def after_batch(p: object, *_: object, **__: object) -> None:
 
 def postprocess(p: object, processed: object) -> None:
     """Leave nothing, and hand out what was told."""
-    leave_no_trace(p)
+    clean_up(p)
     answer(p, processed)
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None:

@@ -7,8 +7,8 @@ from html import escape
 
 import gradio as gr
 
-from ..config import PRESETS
 from ..errors import ResDiTError, quoted
+from ..method.config import PRESETS
 from .options import preset_values
 from .presets import FIELDS, PresetStore, check_name
 

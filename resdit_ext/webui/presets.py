@@ -10,8 +10,8 @@ import threading
 from itertools import count
 from pathlib import Path
 
-from ..config import PRESETS, ResDiTConfig
 from ..errors import ResDiTError, quoted, shortened
+from ..method.config import PRESETS, ResDiTConfig
 from .options import BY_NAME, DEFAULTS, preset_values
 
 logger = logging.getLogger("ResDiT")

@@ -9,9 +9,9 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from .. import __version__
-from ..config import PRESETS
 from ..errors import ResDiTError, quoted
 from ..families import SD3
+from ..method.config import PRESETS
 from .forecast import FLUX_DEV, forecast
 from .options import BY_NAME, FREE_RATIO, OPTIONS, WEBUI_SIZE, Option, output_size, parse_request
 from .xyz import PRESET, parse_text

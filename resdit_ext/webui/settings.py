@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import PRESETS
 from ..control.flux import MODES
+from ..method.config import PRESETS
 from .options import BY_NAME, DEFAULTS, PIXELS_PER_TOKEN, preset_values
 
 SECTION = ("resdit", "ResDiT High-Res")

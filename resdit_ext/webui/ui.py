@@ -145,8 +145,8 @@ class Accordion:
                 self.presets.build_own(tool_button)
         self.by_name = {option.name: by_name[option.name] for option in OPTIONS}
         self.components, self.rows = list(self.by_name.values()), [ratio_row, long_row, free_row]
-        turned = [by_name[name] for name in ("portrait", "width", "height")]
-        swap.click(lambda portrait, w, h: (not portrait, h, w), inputs=turned, outputs=turned, **QUIET)
+        rotated = [by_name[name] for name in ("portrait", "width", "height")]
+        swap.click(lambda portrait, w, h: (not portrait, h, w), inputs=rotated, outputs=rotated, **QUIET)
         sides = [by_name["width"], by_name["height"]]
         by_name["size"].input(enlarged, inputs=[by_name["size"], by_name["ratio"], *sides], outputs=sides, **QUIET)
         self.presets.connect(by_name)

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 from types import ModuleType
 
-from ..config import PRESETS
 from ..errors import ResDiTError, quoted
+from ..method.config import PRESETS
 from .options import CUSTOM_SIZE, FREE_RATIO, OPTIONS, Option, preset_values, values_from_args
 
 logger = logging.getLogger("ResDiT")

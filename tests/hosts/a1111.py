@@ -19,10 +19,10 @@ from torch import Tensor
 
 from resdit_ext import ResDiTConfig
 from resdit_ext.families import identify
-from resdit_ext.geometry import Grid, base_grid
 from resdit_ext.hosts.a1111 import attach
-from resdit_ext.patching import swapped
-from resdit_ext.run import Run
+from resdit_ext.method.layout import Grid, base_grid
+from resdit_ext.method.run import Run
+from resdit_ext.monkeypatch import swapped
 from resdit_ext.webui import lifecycle
 from tests import reference
 from tests.hosts import kit

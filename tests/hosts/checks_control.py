@@ -15,10 +15,10 @@ from torch import Tensor
 from resdit_ext.control import family_module, recognise
 from resdit_ext.control.call import Call
 from resdit_ext.control.nets import build
-from resdit_ext.geometry import Grid, make_layout
-from resdit_ext.hosts import forge_control
-from resdit_ext.hosts.forge import attach
-from resdit_ext.run import Run
+from resdit_ext.hosts.forge import control_unit as control_unit
+from resdit_ext.hosts.forge.model import attach
+from resdit_ext.method.layout import Grid, make_layout
+from resdit_ext.method.run import Run
 from tests.hosts import kit
 from tests.hosts.bench import BASE, CONFIG, TRIPLE, Bench, Skipped, big, check, same, small
 
@@ -49,7 +49,7 @@ def control_nets_equal_diffusers(bench: Bench) -> str:
     worst = 0.0
     for kind, tensors in handed_nets(bench).items():
         checkpoint = recognise(below(tensors, "weights"), Path("net.safetensors"))
-        net = build(checkpoint, torch.float32, forge_control.host_operations(torch.float32))
+        net = build(checkpoint, torch.float32, control_unit.host_operations(torch.float32))
         given, side = below(tensors, "in"), tensors["in/latent"].shape[-1] // 2
         call = {name: value for name, value in given.items() if name != "embedded"}
         with torch.inference_mode():
@@ -74,7 +74,7 @@ def control_nets_in_eight_bits(bench: Bench) -> str:
         eight = {n: v.to(torch.float8_e4m3fn) if v.ndim > 1 and "pos_embed" not in n else v for n, v in weights.items()}
         path, given = Path("net.safetensors"), below(tensors, "in")
         checkpoint = recognise(eight, path)
-        net = build(checkpoint, torch.float32, forge_control.host_operations(torch.float32))
+        net = build(checkpoint, torch.float32, control_unit.host_operations(torch.float32))
         stored = {p.dtype for name, p in net.named_parameters() if p.ndim > 1 and "pos_embed" not in name}
         same(stored, {torch.float8_e4m3fn}, f"{kind}: types")
         plain = build(recognise({name: value.float() for name, value in eight.items()}, path))
@@ -101,7 +101,7 @@ class Generation:
             return torch.nn.functional.avg_pool2d(picture, 8).repeat(1, 6, 1, 1)[:, :channels]
 
         self.sd_model = SimpleNamespace(forge_objects=objects, encode_first_stage=encode)
-        forge_control.ResDiTControl.passes = forge_control.Passes(
+        control_unit.ResDiTControl.passes = control_unit.Passes(
             method=lambda p, grid: config and (make_layout(grid, config), config),
             sigmas=lambda p: None,
             steps=lambda p: 35,
@@ -121,7 +121,7 @@ class Generation:
         """One unit of the panel, of which so many things are said."""
         height, width = (8 * side for side in x.shape[-2:])
         hint = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
-        unit = forge_control.ResDiTControl.try_build_from_state_dict(dict(state), "net.safetensors")
+        unit = control_unit.ResDiTControl.try_build_from_state_dict(dict(state), "net.safetensors")
         for name, value in attributes.items():
             setattr(unit, name, value)
         unit.process_before_every_sampling(self, hint, mask, x=x)
@@ -319,7 +319,7 @@ def control_in_bfloat16(bench: Bench) -> str:
         given, side = below(tensors, "in"), tensors["in/latent"].shape[-1] // 2
         half = {name: value.bfloat16() for name, value in given.items() if name not in ("sigma", "embedded")}
         call = Call(**half, sigma=given["sigma"], grid=Grid(side, side), shows="depth")
-        host = build(checkpoint, torch.bfloat16, forge_control.host_operations(torch.bfloat16))
+        host = build(checkpoint, torch.bfloat16, control_unit.host_operations(torch.bfloat16))
         module = family_module(checkpoint.family)
         with torch.inference_mode():
             mine, theirs = (module.residuals(net, call).both for net in (host, build(checkpoint, torch.bfloat16)))

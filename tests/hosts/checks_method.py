@@ -15,9 +15,9 @@ from torch import nn
 
 from resdit_ext import ResDiTConfig, Unsupported
 from resdit_ext.families import identify
-from resdit_ext.hosts.forge import attach
-from resdit_ext.run import Run
-from resdit_ext.schedule import Phase
+from resdit_ext.hosts.forge.model import attach
+from resdit_ext.method.phases import Phase
+from resdit_ext.method.run import Run
 from tests import reference
 from tests.hosts import kit
 from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, Skipped, big, check, same, small
@@ -69,8 +69,8 @@ def the_rotation_is_the_hosts(bench: Bench) -> str:
         found.append(small(kit.error(kit.velocity(unet, kit.latent(*size), 0.8), plain), 1e-5, f"{size}: error"))
         same(run.calls["blocks"], bench.blocks, "blocks")
         (plan,) = run._made.values()
-        turns = plan.branches[Phase.FUSED].keys
-        cos, sin = turns.cos[:, ::2], turns.sin[:, 1::2]
+        rotary = plan.branches[Phase.FUSED].keys
+        cos, sin = rotary.cos[:, ::2], rotary.sin[:, 1::2]
         matrices = torch.stack((cos, -sin, sin, cos), -1).unflatten(-1, (2, 2))
         found.append(small(float((matrices - theirs[0]["pe"]).abs().max()), 1e-5, f"{size}: matrices' error"))
     return ", ".join(found)

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.counters import Peak
+from resdit_ext.lab.benchmarks.counters import Peak
 from tests.hosts import kit
 
 WIDE = dict(vec_in_dim=768, context_in_dim=4096, hidden_size=3072, num_heads=24, axes_dim=[16, 56, 56])
@@ -35,7 +35,7 @@ def count_flux(config: object) -> None:
     import backend.nn.flux
 
     from resdit_ext.families import identify
-    from resdit_ext.run import Run
+    from resdit_ext.method.run import Run
 
     backend.nn.flux.attention_function = sys.modules["backend.attention"].attention_pytorch
     model = kit.construct("backend.nn.flux:IntegratedFluxTransformer2DModel", FULL)
@@ -83,7 +83,7 @@ def main(host: str, folder: str) -> None:
     import backend.attention
 
     from resdit_ext import ResDiTConfig
-    from resdit_ext.patching import swapped
+    from resdit_ext.monkeypatch import swapped
 
     fake_item = swapped(torch.Tensor, item=lambda self: 0.5)  # ersatzForge reads the timestep, which has no data here
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode(), fake_item:

@@ -28,7 +28,7 @@ def control_data():
     """By kind a control net's weights, a call's arguments and what diffusers' class returns."""
     from resdit_ext.control import FAMILIES
     from resdit_ext.control.call import Call
-    from resdit_ext.geometry import Grid
+    from resdit_ext.method.layout import Grid
     from tests.control_nets import FITTING, KINDS, as_stability, as_xlabs, net_of
 
     data, side, text = {}, 4, 5
@@ -63,7 +63,7 @@ def control_data():
 def diffusers_file(tmp_path_factory):
     """Weights, inputs and diffusers' outputs of the micro FLUX, for `it_equals_diffusers`; None without diffusers."""
     try:
-        from resdit_ext.lab.model import load_micro, pack, tokenize, unpack
+        from resdit_ext.lab.model import load_micro, pictures_to_tokens, tokenize, tokens_to_pictures
     except ImportError:
         return None
     torch.manual_seed(0)
@@ -78,8 +78,8 @@ def diffusers_file(tmp_path_factory):
             apply_resdit(model.transformer, ResDiTConfig(base_tokens=256, fused_until=0.57))
         for phase, sigma in PHASES.items():
             with torch.inference_mode():
-                tokens = model(pack(pictures), torch.full((1,), sigma), words, side)
-            data[f"{kind}/{phase}"] = F.pixel_unshuffle(unpack(tokens, side), 2).clone()
+                tokens = model(pictures_to_tokens(pictures), torch.full((1,), sigma), words, side)
+            data[f"{kind}/{phase}"] = F.pixel_unshuffle(tokens_to_pictures(tokens, side), 2).clone()
     remove_resdit(model.transformer)
     data |= control_data()
     path = tmp_path_factory.mktemp("diffusers") / "micro.safetensors"

@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from ...config import ResDiTConfig
 from ...errors import ResDiTError, Unsupported
-from ...patching import intercept, let_go
-from ...run import Run
-from ...schedule import FLUX_SHIFT
+from ...method.config import ResDiTConfig
+from ...method.phases import FLUX_SHIFT
+from ...method.run import Run
+from ...monkeypatch import intercept, let_go
 from . import control, flux, sd3
 from .shift import check_shift, pinned_shift
 

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ...control.added import pick, resample
 from ...control.call import Residuals
-from ...control.flux import pack
-from ...control.treatment import Patchwork, at_high_resolution
+from ...control.flux import to_tokens
+from ...control.treatment import PatchBlender, at_high_resolution
 from ...errors import Unsupported
-from ...geometry import Grid, Layout
-from ...joining import Joiner
-from ...patchwise import from_grid, window
-from ...positions import grid_positions
-from ...run import Run
+from ...method.around_calls import crop, from_grid
+from ...method.blend import Joiner
+from ...method.layout import Grid, Layout
+from ...method.positions import grid_positions
+from ...method.run import Run
 from .flux import grid_of
 
 HINT_PIXELS = 16  # a side of a token, of a hint that is given as pixels
@@ -65,8 +65,8 @@ def around_flux_calls(_: object, run: Run) -> Callable:
                 (row, col), (h, w) = start, (base.height, base.width)
                 part = hint[..., side * row : side * (row + h), side * col : side * (col + w)]
             mine = dict(
-                hidden_states=pack(latent),
-                controlnet_cond=part if sees_pixels else pack(part),
+                hidden_states=to_tokens(latent),
+                controlnet_cond=part if sees_pixels else to_tokens(part),
                 img_ids=ids,
                 return_dict=False,
             )
@@ -74,8 +74,8 @@ def around_flux_calls(_: object, run: Run) -> Callable:
             return Residuals(tuple(double or ()), tuple(single or ()))
 
         exact = run.config.speed == "exact"
-        patchwork = run.cached(("control", layout), lambda: patchwork_for(run, layout, tokens)) if exact else None
-        found = at_high_resolution(call, picture, layout, patchwork)
+        blender = run.cached(("control", layout), lambda: blender_for(run, layout, tokens)) if exact else None
+        found = at_high_resolution(call, picture, layout, blender)
         if not exact:
             found = Residuals(*(tuple(resample(r, base, grid) for r in side) for side in (found.double, found.single)))
         double, single = (list(side) or None for side in (found.double, found.single))
@@ -88,9 +88,9 @@ def around_flux_calls(_: object, run: Run) -> Callable:
     return around
 
 
-def patchwork_for(run: Run, layout: Layout, like: Tensor) -> Patchwork:
+def blender_for(run: Run, layout: Layout, like: Tensor) -> PatchBlender:
     """The joining of a layout's patches on a tensor's device."""
-    return Patchwork(layout, Joiner(layout, run.config, like.device))
+    return PatchBlender(layout, Joiner(layout, run.config, like.device))
 
 
 def around_sd3_calls(_: object, run: Run) -> Callable:
@@ -110,7 +110,7 @@ def around_sd3_calls(_: object, run: Run) -> Callable:
 
         def on_patch(patch: Tensor, tokens: Tensor) -> list[Tensor]:
             start = divmod(int(tokens[0]), grid.width)
-            return call(patch, window(hint, start, base).contiguous())
+            return call(patch, crop(hint, start, base).contiguous())
 
         whole = call(pick(latent, base), shrunk(hint, (2 * base.height, 2 * base.width)))
         found = OnPatches([resample(residual, base, grid) for residual in whole], on_patch)

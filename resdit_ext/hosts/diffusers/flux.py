@@ -9,14 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...attention import plan_for, resdit_attention
 from ...errors import Unsupported
-from ...families.flux import flux_turns
-from ...geometry import Grid, Layout
-from ...patching import intercepted
-from ...positions import Turns
-from ...run import Run
-from ...schedule import Phase
+from ...families.flux import flux_rotary_table
+from ...method.in_attention import plan_for, resdit_attention
+from ...method.layout import Grid, Layout
+from ...method.phases import Phase
+from ...method.rotary import RotaryTable
+from ...method.run import Run
+from ...monkeypatch import intercepted
 from .processors import calling, check_names
 
 NEEDED = ("apply_rotary_emb", "dispatch_attention_fn")
@@ -70,8 +70,8 @@ def attention_at(
     """Run the method in every block of the one call made inside this context; `words` is a `text_mask`."""
     rotary, whole = transformer.pos_embed, text + layout.grid.tokens
 
-    def embed(positions: Tensor) -> Turns:
-        return flux_turns(text, positions, tuple(rotary.axes_dim), rotary.theta)
+    def embed(positions: Tensor) -> RotaryTable:
+        return flux_rotary_table(text, positions, tuple(rotary.axes_dim), rotary.theta)
 
     def method(dispatch: Callable, q: Tensor, k: Tensor, v: Tensor, *args: object, **given: object) -> Tensor:
         if q.shape[1] != k.shape[1]:  # IP-Adapter's own attention

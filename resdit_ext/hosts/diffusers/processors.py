@@ -9,7 +9,7 @@ from types import FunctionType
 import torch
 
 from ...errors import Unsupported
-from ...patching import rebound
+from ...monkeypatch import rebound
 
 
 def check_names(processors: Iterable[object], needed: Iterable[str]) -> None:

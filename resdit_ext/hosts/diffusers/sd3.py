@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import Unsupported
-from ...patching import intercepted
-from ...patchwise import denoise_by_patches
-from ...run import Run
-from ...tables import PositionTable
+from ...method.around_calls import call_by_patches
+from ...method.position_table import PositionTable
+from ...method.run import Run
+from ...monkeypatch import intercepted
 from .control import OnPatches
 from .processors import calling, check_names
 
@@ -84,7 +84,7 @@ def around_calls(transformer: object, run: Run) -> Callable:
 
         latent, text = given["hidden_states"], given["encoder_hidden_states"].shape[1]
         sigma = float(given["timestep"].max()) / TIMESTEPS
-        sample = denoise_by_patches(
+        sample = call_by_patches(
             run,
             predict,
             latent,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ...config import check_number
-from ...patching import intercepted
-from ...run import Run
+from ...method.config import check_number
+from ...method.run import Run
+from ...monkeypatch import intercepted
 
 LOWEST, HIGHEST = 0.0, 5.0
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..control.added import Added
-from ..cost import activation_bytes
-from ..families import Family, identify
-from ..run import Run
-from .forge_vae import prepare_decode, release_decode
+from ...control.added import LazyResiduals
+from ...families import Family, identify
+from ...method.cost import activation_bytes
+from ...method.run import Run
+from .vae import prepare_decode, release_decode
 
 __all__ = ["accept", "attach", "attach_to", "family_of", "is_attached", "prepare_decode", "release_decode"]
 
@@ -45,7 +45,7 @@ def for_patch(c: dict, patch: Tensor, tokens: Tensor) -> dict:
     control = c.get("control")
     if control is None:
         return c
-    if isinstance(control, Added):
+    if isinstance(control, LazyResiduals):
         return c | {"control": control.on_patch(patch, tokens)}
     return c | {"control": [None if residual is None else residual[:, tokens] for residual in control]}
 

@@ -19,21 +19,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..config import ResDiTConfig
-from ..control import family_module, recognise
-from ..control.added import token_mask
-from ..control.checkpoint import PICKLED, SUFFIXES, Checkpoint, Weights, why_unreadable
-from ..control.hint import pixels, seeded, shown, toned
-from ..control.nets import build, check_shapes
-from ..errors import ResDiTError, Unsupported
-from ..families import Family, identify
-from ..geometry import Grid, Layout
-from ..memory import OutOfMemory
-from ..schedule import shifted_sigmas, usable_sigmas, window
-from .forge_fit import misfit
-from .forge_heeding import heeding
-from .forge_link import Held, Link, in_words
-from .lifetime import release_with, teller
+from ...control import family_module, recognise
+from ...control.added import token_mask
+from ...control.checkpoint import PICKLED, SUFFIXES, Checkpoint, Weights, why_unreadable
+from ...control.hint import pixels, seeded, shown, toned
+from ...control.nets import build, check_shapes
+from ...errors import ResDiTError, Unsupported
+from ...families import Family, identify
+from ...method.config import ResDiTConfig
+from ...method.layout import Grid, Layout
+from ...method.memory import OutOfMemory
+from ...method.phases import levels_between, shifted_sigmas, usable_sigmas
+from ..lifetime import release_with, teller
+from .control_fit import misfit
+from .control_pass import ControlUnitPass, NetModule, in_words
+from .control_support import with_control_support
 
 logger = logging.getLogger("ResDiT")
 
@@ -71,7 +71,7 @@ def hold(checkpoint: Checkpoint, compute: torch.dtype) -> object:
     from backend import memory_management as memory
     from backend.patcher.base import ModelPatcher
 
-    held = Held(build(checkpoint, compute, host_operations(compute)), compute)
+    held = NetModule(build(checkpoint, compute, host_operations(compute)), compute)
     return ModelPatcher(held, load_device=memory.get_torch_device(), offload_device=memory.unet_offload_device())
 
 
@@ -118,7 +118,9 @@ class ResDiTControl:
     def __init__(self, path: Path, checkpoint: Checkpoint | None, refusal: str | None = None) -> None:
         self.path, self.checkpoint, self.refusal, self.stamp = path, checkpoint, refusal, stamp_of(path)
         self.model_patcher = None
-        self.links: weakref.WeakSet[Link] = weakref.WeakSet()  # of the passes so far, where the host still has them
+        self.links: weakref.WeakSet[ControlUnitPass] = (
+            weakref.WeakSet()
+        )  # of the passes so far, where the host still has them
         self.strength, self.start_percent, self.end_percent = 1.0, 0.0, 1.0
         self.positive_advanced_weighting = self.negative_advanced_weighting = None
         self.advanced_frame_weighting = self.advanced_sigma_weighting = self.advanced_mask_weighting = None
@@ -217,7 +219,7 @@ class ResDiTControl:
                 patch_hints[row, col] = hint_of(whole[..., rows, cols])
         sigmas = usable_sigmas(self.passes.sigmas(p)) or shifted_sigmas(self.passes.steps(p))
         sides = self.positive_advanced_weighting, self.negative_advanced_weighting
-        link = Link(
+        link = ControlUnitPass(
             module=module,
             family=family,
             patcher=self.model_patcher,
@@ -229,13 +231,13 @@ class ResDiTControl:
             # The panel's are for a UNet's levels; those of its way down serve for a transformer's depth.
             sides=tuple(None if side is None else [*side["input"], *side["middle"]] for side in sides),
             mask=None if mask is None else token_mask(mask, picture),
-            levels=window(sigmas, self.start_percent, self.end_percent),
+            levels=levels_between(sigmas, self.start_percent, self.end_percent),
             shows=shows,
             say=say,
         )
         self.links.add(link)
         release_with(p, link)
-        clone = heeding(unet).clone()
+        clone = with_control_support(unet).clone()
         clone.add_patched_controlnet(link)
         p.sd_model.forge_objects.unet = clone
 

@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .geometry import Grid, Layout
+from .layout import Grid, Layout
 
 
 def unwrapped(angles: Tensor) -> Tensor:

@@ -10,15 +10,15 @@ import torch
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor, nn
 
-from resdit_ext import BALANCED, FAST, PAPER, ResDiTConfig
-from resdit_ext.control.call import Residuals
-from resdit_ext.control.flux import pack
-from resdit_ext.control.treatment import Patchwork, at_high_resolution
-from resdit_ext.geometry import Grid, make_layout
-from resdit_ext.hosts.diffusers.flux import attention_at
-from resdit_ext.joining import Joiner
-from resdit_ext.run import Run
-from resdit_ext.schedule import Phase, shifted_sigmas, steps_per_phase
+from ... import BALANCED, FAST, PAPER, ResDiTConfig
+from ...control.call import Residuals
+from ...control.flux import to_tokens
+from ...control.treatment import PatchBlender, at_high_resolution
+from ...hosts.diffusers.flux import attention_at
+from ...method.blend import Joiner
+from ...method.layout import Grid, make_layout
+from ...method.phases import Phase, shifted_sigmas, steps_per_phase
+from ...method.run import Run
 
 TEXT, STEPS = 512, 35
 PIXELS_PER_TOKEN = 16
@@ -84,15 +84,15 @@ def control_calls(pixels: int) -> dict[str, Callable[[], object]]:
     latent = torch.randn(1, 16, 2 * side, 2 * side, dtype=torch.bfloat16)
 
     def call(latent: Tensor, _: tuple[int, int] | None) -> Residuals:
-        tokens = pack(latent)
+        tokens = to_tokens(latent)
         return Residuals(tuple(net(**part | dict(hidden_states=tokens, controlnet_cond=tokens))[0]))
 
-    def treated(patchwork: Patchwork | None) -> Residuals:
-        return at_high_resolution(call, latent, layout, patchwork)
+    def treated(blender: PatchBlender | None) -> Residuals:
+        return at_high_resolution(call, latent, layout, blender)
 
     return {
         "as it is": lambda: net(controlnet_cond=whole["hidden_states"], **whole),
-        "exact": lambda: treated(Patchwork(layout, Joiner(layout, BALANCED))),
+        "exact": lambda: treated(PatchBlender(layout, Joiner(layout, BALANCED))),
         "fast": lambda: treated(None),
     }
 

@@ -6,8 +6,7 @@ import asyncio
 import json
 import statistics
 
-from resdit_ext.webui.api import PATHS, Validation
-
+from ...webui.api import PATHS, Validation
 from .table import Row, seconds
 
 MEGABYTES, PART, ROUNDS = 80, 65536, 5  # a server hands a body on in parts of 64 KiB

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..control.checkpoint import PICKLED, SUFFIXES, made_for_others, why_unreadable
+from ...control.checkpoint import PICKLED, SUFFIXES, made_for_others, why_unreadable
 
 TITLE = "ControlNet"
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")

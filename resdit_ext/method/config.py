@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from .errors import ResDiTError, quoted
+from ..errors import ResDiTError, quoted
 
 ATTENTION_SCALES = ("off", "sqrt-log", "log")
 SPEEDS = ("exact", "fast", "fastest")

@@ -9,18 +9,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .blend import Joiner
 from .config import ResDiTConfig
-from .geometry import Layout
-from .joining import Joiner
+from .layout import Layout
 from .memory import OutOfMemory, working_bytes
+from .phases import Phase
 from .pooling import POOL, Pooling
-from .positions import Turns, grid_positions, patch_indices, rotate
+from .positions import grid_positions, patch_indices
+from .rotary import RotaryTable, rotate
 from .run import Run
-from .schedule import Phase
 
 TOLERANCE = 0.05  # in scale: one side of an odd frame falls a little short of 2x
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Embed = Callable[[Tensor], Turns]
+Embed = Callable[[Tensor], RotaryTable]
 
 
 def pooled_phases(layout: Layout, config: ResDiTConfig) -> tuple[Phase, ...]:
@@ -38,25 +39,25 @@ class GlobalBranch:
     """Positions and logit scale of the global branch, over all tokens or over means of them.
 
     Attributes:
-        queries, keys: turns of the queries and keys attended with.
+        queries, keys: rotary tables of the queries and keys attended with.
         logit_scale: the attention temperature for this number of keys.
         pooling: makes the means; None over all tokens.
     """
 
-    queries: Turns
-    keys: Turns
+    queries: RotaryTable
+    keys: RotaryTable
     logit_scale: float
     pooling: Pooling | None = None
 
 
-class Plan:
+class AttentionPlan:
     """Everything about one output size that does not depend on q, k, v: made once, used by every block.
 
     Args:
         layout: the output grid, its base grid and patches.
         config: the method's parameters.
         text: number of text tokens, which precede the image tokens.
-        embed: turns (..., L, 2) float32 image positions into the turns of text and image tokens.
+        embed: makes of (..., L, 2) float32 image positions the rotary table of text and image tokens.
         device: where the tensors live.
         say: receives a message for the user.
     """
@@ -73,23 +74,23 @@ class Plan:
         self.layout, self.config, self.text, self._say = layout, config, text, say
         grid, base = layout.grid, layout.base
         scaled = grid_positions(grid, layout.scales if config.pes else (1.0, 1.0))
-        turns = embed(scaled).to(device)
+        rotary = embed(scaled).to(device)
 
         def logit_scale(keys: int) -> float:
             return config.logit_scale(text + keys, text + base.tokens)
 
-        self.branches = dict.fromkeys(Phase, GlobalBranch(turns, turns, logit_scale(grid.tokens)))
+        self.branches = dict.fromkeys(Phase, GlobalBranch(rotary, rotary, logit_scale(grid.tokens)))
         if pooled := pooled_phases(layout, config):
             pooling = Pooling(grid, POOL, config.cutoff_cycles, device)
             centres = embed(pooling.positions(scaled)).to(device)
             scale = logit_scale(pooling.coarse.tokens)
             for phase in pooled:
-                # Where all of the branch is used and not its low band alone, every token asks for itself.
-                queries = turns if phase is Phase.GLOBAL else centres
+                # Where all of the branch is used and not its low band alone, every token keeps its own query.
+                queries = rotary if phase is Phase.GLOBAL else centres
                 self.branches[phase] = GlobalBranch(queries, centres, scale, pooling)
         indices = patch_indices(layout)
         local = grid_positions(base) if config.pipe else scaled[indices]
-        self.patch_turns = embed(local).to(device)  # with an axis of patches only where their positions differ
+        self.patch_rotary = embed(local).to(device)  # with an axis of patches only where their positions differ
         # Text precedes the image in every sequence, so a patch's sequence is one gather.
         self.gather = torch.cat((torch.arange(text).expand(len(indices), text), indices + text), 1).to(device)
         self.joiner = Joiner(layout, config, device)
@@ -113,16 +114,16 @@ class Plan:
         return True
 
 
-def plan_for(run: Run, layout: Layout, text: int, embed: Embed, device: torch.device) -> Plan:
+def plan_for(run: Run, layout: Layout, text: int, embed: Embed, device: torch.device) -> AttentionPlan:
     """The run's plan for a size, made when it is first asked for."""
-    make = partial(Plan, layout, run.config, text, embed, device, run.say)
+    make = partial(AttentionPlan, layout, run.config, text, embed, device, run.say)
     return run.cached((layout, text, str(device)), make)
 
 
-def global_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, phase: Phase, attend: Attend) -> Tensor:
+def global_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, phase: Phase, attend: Attend) -> Tensor:
     """Attention to all tokens, or to means of them, at scaled positions (PES); (B, T + queries, C).
 
-    The logit scale (attention temperature) is folded into the queries' turns.
+    The logit scale (attention temperature) is folded into the queries' rotary table.
     """
     branch = plan.branches[phase]
     if branch.pooling is not None:
@@ -132,20 +133,20 @@ def global_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, phase: Phase, 
     return attend(rotate(q, branch.queries, branch.logit_scale), rotate(k, branch.keys), v)
 
 
-def patch_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, attend: Attend, first: int) -> Tensor:
+def patch_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, attend: Attend, first: int) -> Tensor:
     """A chunk of patches, each attending to itself and the text at its own positions (PIPE); (n, B, T + h*w, C)."""
     index = plan.gather[first : first + plan.patches_at_once(q)]
-    turns = plan.patch_turns
+    rotary = plan.patch_rotary
     if not plan.config.pipe:
         part = slice(first, first + len(index))
-        turns = Turns(*(x[part].repeat_interleave(len(q), 0)[:, None] for x in turns))
+        rotary = RotaryTable(*(x[part].repeat_interleave(len(q), 0)[:, None] for x in rotary))
     # (B, heads, n, l, D) -> (n * B, heads, l, D)
     q, k, v = (x[:, :, index].movedim(2, 0).flatten(0, 1) for x in (q, k, v))
-    return attend(rotate(q, turns), rotate(k, turns), v).unflatten(0, (len(index), -1))
+    return attend(rotate(q, rotary), rotate(k, rotary), v).unflatten(0, (len(index), -1))
 
 
 def local_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, attend: Attend, global_image: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, attend: Attend, global_image: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The local branch: text rows (B, T, C), the mean over the patches, and the spliced image (B, H, W, C), in float32.
 
@@ -159,8 +160,8 @@ def local_attention(
             image = out[:, :, T:].unflatten(2, (base.height, base.width))
             if global_image is not None:
                 index = plan.gather[first : first + len(out), T:] - T
-                window = global_image[:, index].movedim(1, 0).unflatten(2, (base.height, base.width))
-                image = plan.joiner.fuse(window, image)
+                under = global_image[:, index].movedim(1, 0).unflatten(2, (base.height, base.width))
+                image = plan.joiner.fuse(under, image)
         except OutOfMemory:
             if not plan.shrink():
                 raise
@@ -171,7 +172,7 @@ def local_attention(
     return text_sum / len(plan.gather), canvas
 
 
-def resdit_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, phase: Phase, attend: Attend) -> Tensor:
+def resdit_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, phase: Phase, attend: Attend) -> Tensor:
     """ResDiT's attention in place of softmax(q k^T) v.
 
     Args:

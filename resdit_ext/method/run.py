@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 from .config import ResDiTConfig
-from .geometry import Grid, Layout, make_layout
-from .schedule import Phase, Schedule, fault_in, make_schedule, shifted_sigmas, usable_sigmas
+from .layout import Grid, Layout, make_layout
+from .phases import Phase, Schedule, fault_in, make_schedule, shifted_sigmas, usable_sigmas
 
 logger = logging.getLogger("ResDiT")
 KEPT = 8  # plans: for two lengths of text (guidance) on the four sizes that a picture's tiles can have
@@ -84,7 +84,7 @@ class Run:
     def phase(self, sigma: float) -> Phase:
         """The phase at `sigma`, counted; a value that no flow model has is clamped and reported."""
         phase, expected, self._begins = self.schedule.phase(sigma), self._begins, None
-        if self.schedule.is_odd(sigma):
+        if self.schedule.is_out_of_range(sigma):
             self.say(f"noise level {sigma:g} is outside 0 to {self.schedule.top:g}; the nearest is used")
         elif expected not in (None, phase):
             self.say(

@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resdit_ext import BALANCED
-from resdit_ext.attention import Plan, global_attention, local_attention, resdit_attention
-from resdit_ext.families.flux import flux_turns
-from resdit_ext.geometry import Grid, make_layout
-from resdit_ext.schedule import Phase
-
+from ... import BALANCED
+from ...families.flux import flux_rotary_table
+from ...method.in_attention import AttentionPlan, global_attention, local_attention, resdit_attention
+from ...method.layout import Grid, make_layout
+from ...method.phases import Phase
 from .flux import FLUX_DEV, TEXT
 from .table import Row, ratio
 
@@ -44,17 +43,17 @@ def nothing(_q: Tensor, _k: Tensor, v: Tensor) -> Tensor:
     return v.transpose(1, 2).flatten(2)
 
 
-def plan_of(side: int, device: str) -> Plan:
+def plan_of(side: int, device: str) -> AttentionPlan:
     """Balanced at side x side tokens."""
     layout = make_layout(Grid(side, side), BALANCED)
-    return Plan(layout, BALANCED, TEXT, lambda p: flux_turns(TEXT, p, AXES, THETA), device)
+    return AttentionPlan(layout, BALANCED, TEXT, lambda p: flux_rotary_table(TEXT, p, AXES, THETA), device)
 
 
 def qkv(side: int, shape: Shape, device: str) -> Tensor:
     return torch.randn(3, 1, shape.heads, TEXT + side * side, sum(AXES), device=device, dtype=shape.dtype)
 
 
-def straightforward_join(plan: Plan, global_image: Tensor, patches: Tensor) -> Tensor:
+def straightforward_join(plan: AttentionPlan, global_image: Tensor, patches: Tensor) -> Tensor:
     """Fusion and splice as the equations are written: transforms, a mask, weighted sums, their norm.
 
     Args:
@@ -77,14 +76,14 @@ def straightforward_join(plan: Plan, global_image: Tensor, patches: Tensor) -> T
     return out / norm
 
 
-def our_join(plan: Plan, global_image: Tensor, patches: Tensor, at_once: int) -> Tensor:
+def our_join(plan: AttentionPlan, global_image: Tensor, patches: Tensor, at_once: int) -> Tensor:
     """The same by the package's Joiner, in chunks as the method makes them."""
     base = plan.layout.base
     canvas = plan.joiner.canvas(patches.shape[1], patches.shape[-1])
     for first in range(0, len(patches), at_once):
         index = plan.gather[first : first + at_once, TEXT:] - TEXT
-        window = global_image[:, index].movedim(1, 0).unflatten(2, (base.height, base.width))
-        plan.joiner.splice(canvas, plan.joiner.fuse(window, patches[first : first + at_once]), first)
+        under = global_image[:, index].movedim(1, 0).unflatten(2, (base.height, base.width))
+        plan.joiner.splice(canvas, plan.joiner.fuse(under, patches[first : first + at_once]), first)
     return canvas.flatten(1, 2)
 
 

@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
-from ..control.added import Added
-from ..patching import changed_outputs
+from ...control.added import LazyResiduals
+from ...monkeypatch import changed_outputs
 
 WRAPPER = "model_function_wrapper"
 
 
-def adding(model: nn.Module, control: dict[str, Added], text: int) -> AbstractContextManager:
+def adding(model: nn.Module, control: dict[str, LazyResiduals], text: int) -> AbstractContextManager:
     """Have a FLUX whose forward drops `control` add it to the image tokens after each of its blocks, for one call.
 
     Args:
@@ -45,11 +45,11 @@ def adding(model: nn.Module, control: dict[str, Added], text: int) -> AbstractCo
     return changed_outputs([*double, *single])
 
 
-def heeding(unet: object) -> object:
+def with_control_support(unet: object) -> object:
     """The unet where its model takes control itself; else a clone whose model function adds it, chained as ours are."""
     model = unet.model.diffusion_model
     outer = unet.model_options.get(WRAPPER)
-    if "control" in inspect.signature(model.forward).parameters or hasattr(outer, "resdit_heeds"):
+    if "control" in inspect.signature(model.forward).parameters or hasattr(outer, "resdit_adds_control"):
         return unet
     clone = unet.clone()
 
@@ -66,6 +66,6 @@ def heeding(unet: object) -> object:
             return outer(innermost, args)
         return innermost(args["input"], args["timestep"], **args["c"])
 
-    wrapper.resdit_heeds = True
+    wrapper.resdit_adds_control = True
     clone.set_model_unet_function_wrapper(wrapper)
     return clone

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..cost import DECODE_VALUES, ENCODE_VALUES
-from ..patching import swapped
+from ...method.cost import DECODE_VALUES, ENCODE_VALUES
+from ...monkeypatch import swapped
 
 logger = logging.getLogger("ResDiT")
 

@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ResDiTConfig
-from ..control.added import Added, Part
-from ..control.call import Call, Residuals
-from ..control.hint import repeated
-from ..control.treatment import Patchwork, at_high_resolution
-from ..errors import Unsupported
-from ..families import Family
-from ..geometry import Grid, Layout
-from ..joining import Joiner
-from ..memory import OutOfMemory
+from ...control.added import LazyResiduals, UnitShare
+from ...control.call import Call, Residuals
+from ...control.hint import repeated
+from ...control.treatment import PatchBlender, at_high_resolution
+from ...errors import Unsupported
+from ...families import Family
+from ...method.blend import Joiner
+from ...method.config import ResDiTConfig
+from ...method.layout import Grid, Layout
+from ...method.memory import OutOfMemory
 
 logger = logging.getLogger("ResDiT")
 GUIDANCE = 3.5  # FLUX.1-dev's own, for a net that wants one where the model has none
@@ -34,7 +34,7 @@ def in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}"
 
 
-class Held(nn.Module):
+class NetModule(nn.Module):
     """A net in a module of ours: the hosts' patchers set attributes that diffusers' models do not allow."""
 
     def __init__(self, net: nn.Module, compute: torch.dtype) -> None:
@@ -43,13 +43,13 @@ class Held(nn.Module):
 
 
 @dataclass(eq=False)
-class Link:
+class ControlUnitPass:
     """One unit in one pass.
 
     Attributes:
         module: of the net's family.
         family: of the model.
-        patcher: the host's, of a `Held` net.
+        patcher: the host's, of a `NetModule` net.
         hint: its latents, or pixels, on the grid to run at; None once the unit is out.
         patch_hints: the same of each patch, by its first token (row, column).
         picture: the picture's grid.
@@ -79,7 +79,7 @@ class Link:
     transformer_options: dict = field(default_factory=dict)
     model: object = None
     cond_hint: Tensor | None = None  # MultiDiffusion puts its tiles' hints here
-    _patchwork: Patchwork | None = None
+    _blender: PatchBlender | None = None
 
     @property
     def grid(self) -> Grid:
@@ -101,7 +101,7 @@ class Link:
         """Where MultiDiffusion puts its tiles."""
         return self.patcher.load_device
 
-    def set_previous_controlnet(self, previous: object) -> Link:
+    def set_previous_controlnet(self, previous: object) -> ControlUnitPass:
         """Called by the host when this is linked."""
         self.previous_controlnet = previous
         return self
@@ -136,7 +136,7 @@ class Link:
 
     def release(self) -> None:
         """Let go of all that belongs to the generation, and add nothing from now on."""
-        self.hint = self.mask = self.cond_hint = self._patchwork = None
+        self.hint = self.mask = self.cond_hint = self._blender = None
         self.patch_hints, self.transformer_options = {}, {}
 
     def get_control(self, x: Tensor, t: Tensor, cond: dict, batched_number: int) -> object | None:  # noqa: ARG002
@@ -147,25 +147,31 @@ class Link:
         model, dtype = self.model.diffusion_model, self.model.computation_dtype
         double, single = zip(*shares, strict=True)
         if self.family.name == "SD3":
-            return Added(double, len(model.joint_blocks), self.picture, dtype, 0, partial(self.on_patch, t, cond))
+            return LazyResiduals(
+                double, len(model.joint_blocks), self.picture, dtype, 0, partial(self.on_patch, t, cond)
+            )
         return {
-            "input": Added(double, len(model.double_blocks), self.picture, dtype),
-            "output": Added(single, len(model.single_blocks), self.picture, dtype),
+            "input": LazyResiduals(double, len(model.double_blocks), self.picture, dtype),
+            "output": LazyResiduals(single, len(model.single_blocks), self.picture, dtype),
         }
 
-    def on_patch(self, t: Tensor, cond: dict, patch: Tensor, tokens: Tensor) -> Added:
+    def on_patch(self, t: Tensor, cond: dict, patch: Tensor, tokens: Tensor) -> LazyResiduals:
         """What all linked units add in a call of an SD3 model on the patch of the picture with these tokens."""
         start = divmod(int(tokens[0]), self.picture.width)
         double = [double for double, _ in self.shares(patch, t, cond, start)]
-        return Added(double, len(self.model.diffusion_model.joint_blocks), self.grid, self.model.computation_dtype, 0)
+        return LazyResiduals(
+            double, len(self.model.diffusion_model.joint_blocks), self.grid, self.model.computation_dtype, 0
+        )
 
-    def shares(self, x: Tensor, t: Tensor, cond: dict, start: tuple[int, int] | None = None) -> list[tuple[Part, Part]]:
+    def shares(
+        self, x: Tensor, t: Tensor, cond: dict, start: tuple[int, int] | None = None
+    ) -> list[tuple[UnitShare, UnitShare]]:
         """Shares after double and after single blocks, of this unit and of those linked before it.
 
         `x` is the picture, or the patch of it that begins at the token `start`.
         """
         previous = self.previous_controlnet
-        before = previous.shares(x, t, cond, start) if isinstance(previous, Link) else []
+        before = previous.shares(x, t, cond, start) if isinstance(previous, ControlUnitPass) else []
         highest, lowest = self.levels
         if self.hint is None or not self.strength or not lowest < float(t[0]) <= highest:
             return before
@@ -184,7 +190,7 @@ class Link:
         self.release()
         return before
 
-    def share(self, x: Tensor, t: Tensor, cond: dict, start: tuple[int, int] | None) -> tuple[Part, Part]:
+    def share(self, x: Tensor, t: Tensor, cond: dict, start: tuple[int, int] | None) -> tuple[UnitShare, UnitShare]:
         """What this unit adds after double and after single blocks; raises what the net raises."""
         returned, grid = self.returned(x, t, cond, start)
         expected = len(x), grid.tokens, self.family.hidden_size
@@ -199,7 +205,7 @@ class Link:
             extent = self.picture if start is None else self.grid
             mask = self.mask[:, row : row + extent.height, col : col + extent.width].flatten(1, 2)
         double, single = (
-            Part(blocks, grid, self.strength, self.module.index_of, returned.cyclic, mask, rows)
+            UnitShare(blocks, grid, self.strength, self.module.index_of, returned.cyclic, mask, rows)
             for blocks in (returned.double, returned.single)
         )
         return double, single
@@ -218,8 +224,8 @@ class Link:
         layout, config = self.method
         if self.joins:
             try:
-                self._patchwork = self._patchwork or Patchwork(layout, Joiner(layout, config, x.device))
-                return at_high_resolution(run, latent, layout, self._patchwork), self.picture
+                self._blender = self._blender or PatchBlender(layout, Joiner(layout, config, x.device))
+                return at_high_resolution(run, latent, layout, self._blender), self.picture
             except OutOfMemory:
                 self.patch_hints = {}
                 self.say("has no memory for its patches: it goes on at the base size alone")

@@ -46,7 +46,7 @@ def boundary(sigmas: Sequence[float], share: float) -> float:
     return level_after(sigmas, math.ceil(share * (len(sigmas) - 1) - 1e-9))
 
 
-def window(sigmas: Sequence[float], start: float, end: float) -> tuple[float, float]:
+def levels_between(sigmas: Sequence[float], start: float, end: float) -> tuple[float, float]:
     """(highest, lowest) noise levels of the steps that lie wholly between two shares of the run."""
     return boundary(sigmas, start), level_after(sigmas, math.floor(end * (len(sigmas) - 1) + 1e-9))
 
@@ -66,7 +66,7 @@ class Schedule:
             return Phase.GLOBAL
         return Phase.FUSED if sigma > self.fused_end else Phase.LOCAL
 
-    def is_odd(self, sigma: float) -> bool:
+    def is_out_of_range(self, sigma: float) -> bool:
         """True where `phase` had to clamp, which a host should report once."""
         return not -1e-6 <= sigma <= self.top * (1 + 1e-3)
 

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blend import Joiner
 from .config import ResDiTConfig
-from .geometry import Grid, Layout
-from .joining import Joiner
+from .layout import Grid, Layout
+from .phases import Phase
+from .position_table import PositionTable
 from .positions import patch_indices
 from .run import Run
-from .schedule import Phase
-from .tables import PositionTable
 
 # A rotary position only tells distances, so that a patch may start anywhere; an added one also tells what belongs there
 # (sky above), but far from the trained centre it is less familiar. Half way did best in the lab (docs/evaluation.md).
@@ -37,7 +37,7 @@ def from_grid(tokens: Tensor) -> Tensor:
     return F.pixel_shuffle(tokens.movedim(-1, 1), 2)
 
 
-def window(latent: Tensor, start: tuple[int, int], base: Grid) -> Tensor:
+def crop(latent: Tensor, start: tuple[int, int], base: Grid) -> Tensor:
     """The patch of a latent (B, C, 2H, 2W) that starts at a token (row, column)."""
     row, col = start
     return latent[..., 2 * row : 2 * (row + base.height), 2 * col : 2 * (col + base.width)]
@@ -100,17 +100,17 @@ def resdit_prediction(
         return whole
     base, canvas = plan.layout.base, None
     for number, start in enumerate(plan.layout.patches):
-        prediction = predict_patch(window(latent, start, base).contiguous(), number)
+        prediction = predict_patch(crop(latent, start, base).contiguous(), number)
         patch = to_grid(prediction).float()
         if canvas is None:
             canvas = plan.joiner.canvas(len(latent), patch.shape[-1])
         if whole is not None:
-            patch = plan.joiner.fuse(to_grid(window(whole, start, base)).float(), patch)
+            patch = plan.joiner.fuse(to_grid(crop(whole, start, base)).float(), patch)
         plan.joiner.splice(canvas, patch[None], number)
     return from_grid(canvas).to(prediction.dtype)
 
 
-def denoise_by_patches(
+def call_by_patches(
     run: Run,
     predict: Callable[..., Tensor],
     latent: Tensor,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .attention import pooled_phases
+from ..families import Family
 from .config import ResDiTConfig
-from .families import Family
-from .geometry import Grid, Layout
+from .in_attention import pooled_phases
+from .layout import Grid, Layout
+from .phases import Phase, steps_per_phase
 from .pooling import coarse_grid
-from .schedule import Phase, steps_per_phase
 
 LONGEST_TEXT = 512  # FLUX's; SD3's is shorter
 # The VAE's values alive per pixel of a picture decoded or encoded whole: 640 and 384 are allocated by the hosts' own

@@ -6,8 +6,8 @@ from operator import attrgetter
 
 from torch import nn
 
-from ..control.checkpoint import Checkpoint
-from ..families import Family
+from ...control.checkpoint import Checkpoint
+from ...families import Family
 
 # A net's argument, what it counts the channels of, and the model's layer that takes as many; the hosts' names.
 TEXTS = {

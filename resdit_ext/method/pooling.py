@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from .geometry import Grid
-from .spectral import along_axes, own_precision
+from .layout import Grid
+from .lowpass import along_axes, own_precision
 
 POOL = 2  # tokens a side of a block
 
@@ -28,7 +28,7 @@ def averaging_matrix(n: int, p: int) -> Tensor:
 def cosine_basis(n: int, cutoff: float) -> Tensor:
     """(n, m) float64 columns cos(pi k (i + 1/2) / n) of at most `cutoff` cycles per token.
 
-    The cosines of a signal mirrored at its ends: unlike Fourier's they do not tie the sky to the ground.
+    The cosines of a signal mirrored at its ends: unlike Fourier's they have no wrap-around between opposite edges.
     """
     k = torch.arange(min(n, math.floor(2 * n * cutoff + 1e-9) + 1), dtype=torch.float64)
     return torch.cos(math.pi * (torch.arange(n, dtype=torch.float64)[:, None] + 0.5) * k / n)
