@@ -1,4 +1,4 @@
-"""ResDiT High-Res: 3K-4K pictures directly from FLUX models, training-free (arXiv 2512.01426)."""
+"""ResDiT High-Res: 3K-4K pictures directly from diffusion transformers, training-free (arXiv 2512.01426)."""
 
 from .errors import ResDiTError, Unsupported
 from .hosts.diffusers import apply_resdit, remove_resdit

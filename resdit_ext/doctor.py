@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import ResDiTError
-from .hosts.diffusers.flux import NEEDED
+from .families import Support, families, names_of_all
 
 PACKAGES = {"torch": (2, 3), "numpy": (1, 26), "safetensors": (0, 4), "einops": (0, 4, 1)}
 
@@ -58,7 +58,7 @@ def host_name(host: Path) -> str:
     if not (host / "modules" / "scripts.py").is_file():
         raise ResDiTError(f"host is {str(host)!r}, which is no WebUI: it has no modules/scripts.py; name its folder")
     if not (host / "modules_forge").is_dir():
-        return "A1111"
+        return "AUTOMATIC1111"
     if not (host / "backend").is_dir():
         return "reForge"
     flux = functions(host / "backend" / "nn" / "flux.py")
@@ -72,7 +72,7 @@ def examine_host(host: Path) -> Report:
     report, name = Report(), host_name(host)
     report.note(f"{name} in {host}")
     if name == "reForge":
-        report.say(False, "reForge can load neither FLUX nor SD3", "use Forge, Forge Neo, ersatzForge or (SD3) A1111")
+        report.say(False, f"reForge can load none of {names_of_all()}", "use Forge, Forge Neo or ersatzForge")
         return report
     scripts = functions(host / "modules" / "scripts.py")
     for hook in ("before_process", "process", "process_before_every_sampling", "postprocess", "after_component"):
@@ -80,37 +80,55 @@ def examine_host(host: Path) -> Report:
     components = functions(host / "modules" / "ui_components.py")
     for needed in ("InputAccordion", "ToolButton"):
         report.say(needed in components, f"modules/ui_components.py: {needed}", "update the WebUI")
-    examine = examine_a1111 if name == "A1111" else examine_forge
-    examine(host, report)
+    if name == "AUTOMATIC1111":
+        examine_a1111(host, report)
+    else:
+        examine_forge(host, report)
+    examine_families(host, name, report)
     return report
 
 
-def examine_sd3(source: Path, where: str, report: Report) -> bool:
-    """Whether a host has SD3, and what of it the extension needs."""
-    mmdit = functions(source)
-    if not mmdit:
+def found_in(source: Path, need: str) -> bool:
+    """Whether a Python file has a function `name(first, arguments)`, or a word."""
+    name, bracket, arguments = need.partition("(")
+    if not bracket:
+        return need in source.read_text(encoding="utf8")
+    first = [argument.strip() for argument in arguments.rstrip(")").split(",")]
+    return functions(source).get(name, [])[: len(first)] == first
+
+
+def examine_family(host: Path, support: Support, report: Report) -> bool:
+    """Whether a WebUI has a family's class, and what of it the extension needs."""
+    source = host / support.source
+    if not source.is_file():
         return False
-    cropped = any(name.endswith(".cropped_pos_embed") for name in mmdit)
-    report.say(cropped, f"{where}: cropped_pos_embed(hw)", "update the WebUI")
-    report.say("ln_q" in source.read_text(encoding="utf8"), f"{where}: ln_q", "update the WebUI")
+    for need in support.needs:
+        report.say(found_in(source, need), f"{support.source}: {need}", "update the WebUI")
+    report.note(f"models: {support.models}{f' ({support.note})' if support.note else ''}")
     return True
 
 
+def examine_families(host: Path, name: str, report: Report) -> None:
+    """Which families a WebUI has."""
+    found = [
+        family for family in families() if name in family.support and examine_family(host, family.support[name], report)
+    ]
+    if missing := [family.name for family in families() if family not in found]:
+        report.note(f"not in this WebUI: {', '.join(missing)}")
+    if not found:
+        report.say(False, f"this WebUI has none of {names_of_all()}", "update the WebUI")
+
+
 def examine_a1111(host: Path, report: Report) -> None:
-    """A1111's hook points: the denoiser that a sampler makes, and SD3-medium."""
-    folder = host / "modules" / "models" / "sd3"
-    if not examine_sd3(folder / "mmdit.py", "modules/models/sd3/mmdit.py", report):
-        report.say(False, "this A1111 has no SD3, the only model that the extension supports there", "update to 1.10")
-        return
-    needed, sd3 = "SD3Inferencer.create_denoiser", functions(folder / "sd3_model.py")
-    report.say(needed in sd3, f"modules/models/sd3/sd3_model.py: {needed}", "update the WebUI")
-    report.note("models: SD3-medium")
-    report.note("ControlNet: none for SD3 (this WebUI's extension knows neither it nor FLUX)")
-    report.note("not in this WebUI: SD3.5, FLUX.1 (use Forge, Forge Neo or ersatzForge)")
+    """A1111's hook points: the denoiser that a sampler makes."""
+    model = Path("modules/models/sd3/sd3_model.py")
+    needed = "SD3Inferencer.create_denoiser"
+    report.say(needed in functions(host / model), f"{model.as_posix()}: {needed}", "update to 1.10")
+    report.note("ControlNet: none for these models (this WebUI's extension does not know them)")
 
 
 def examine_forge(host: Path, report: Report) -> None:
-    """The hook points of Forge and its forks: the patcher, and the families they have."""
+    """The hook points of Forge and its forks: the patcher, the attention kernel and the ControlNet panel."""
     patcher: set[str] = set()
     for file in ("base", "unet"):
         patcher |= {name.rpartition(".")[2] for name in functions(host / "backend" / "patcher" / f"{file}.py")}
@@ -118,21 +136,12 @@ def examine_forge(host: Path, report: Report) -> None:
         report.say(method in patcher, f"backend/patcher: {method}", "update the WebUI")
     estimate = "set_memory_peak_estimation_modifier" in patcher
     report.note(f"memory estimate for large pictures: {'ours' if estimate else 'the host decides'}")
-    attention = functions(host / "backend" / "nn" / "flux.py").get("attention", [])
-    report.say(
-        attention[:4] == ["q", "k", "v", "pe"], "backend/nn/flux.py: attention(q, k, v, pe, ...)", "update the WebUI"
-    )
     kernel = functions(host / "backend" / "attention.py").get("attention_pytorch", [])
     report.say("skip_reshape" in kernel, "backend/attention.py: attention(..., skip_reshape)", "update the WebUI")
-    report.note("models: FLUX.1 dev, schnell, Krea, Fill, Depth, Canny; with LoRA; GGUF, NF4, fp8")
-    if examine_sd3(host / "backend" / "nn" / "mmditx.py", "backend/nn/mmditx.py", report):
-        report.note("models: SD3-medium, SD3.5-large, SD3.5-medium")
-    else:
-        report.note("not in this WebUI: SD3")
     panel = (host / "extensions-builtin" / "sd_forge_controlnet").is_dir()
     takes = "add_supported_control_model" in functions(host / "modules_forge" / "shared.py")
     report.note(f"ControlNet for these models in the WebUI's panel: {'yes' if panel and takes else 'no'}")
-    report.note("not yet: Flux.2, Chroma, Kontext references, Nunchaku")
+    report.note("not yet: Flux.2, Kontext references, Nunchaku")
 
 
 def installed(package: str) -> tuple[int, ...] | None:
@@ -153,14 +162,14 @@ def examine_environment() -> Report:
         found, wanted = installed(package), ".".join(map(str, least))
         shown = ".".join(map(str, found)) if found else "missing"
         report.say(found is not None and found >= least, f"{package} {shown}", f"install {package}>={wanted}")
-    spec = find_spec("diffusers")
-    if spec is None:
+    if find_spec("diffusers") is None:
         report.note("diffusers is not installed: only needed for the Python API and the lab")
         return report
-    source = Path(spec.origin).parent / "models" / "transformers" / "transformer_flux.py"
-    text = source.read_text(encoding="utf8") if source.is_file() else ""
-    for name in NEEDED:
-        report.say(name in text, f"diffusers: transformer_flux.{name}", "install diffusers>=0.35")
+    import diffusers
+
+    for family in families():
+        for name in family.diffusers:
+            report.say(hasattr(diffusers, name), f"diffusers: {name}", "install diffusers>=0.35")
     return report
 
 

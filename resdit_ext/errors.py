@@ -35,6 +35,12 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST_QUOTE else f"{text[: LONGEST_QUOTE - 3]}..."
 
 
+def in_words(error: Exception) -> str:
+    """An error in one line of bounded length."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:LONGEST_QUOTE]}"
+
+
 def quoted(value: object) -> str:
     """`value` as Python writes it, for a message: at most 200 characters, with an ellipsis for what was left out."""
     return shortened(_Short().repr(value))

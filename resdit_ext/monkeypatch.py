@@ -14,6 +14,29 @@ from torch import Tensor, nn
 
 _ABSENT = object()
 AROUND = "_resdit_around"
+REPLACED = "_resdit_replaced"
+
+
+def replacing(ours: object, theirs: object, kind: str) -> object:
+    """`ours`, which remembers that it is put where `theirs` was, so that doing it again replaces and never nests.
+
+    Args:
+        ours: a function or an object of ours.
+        theirs: what it takes the place of; None where there was nothing.
+        kind: which of our changes this is.
+    """
+    setattr(ours, REPLACED, (kind, theirs))
+    return ours
+
+
+def is_ours(found: object, kind: str) -> bool:
+    """True for what `replacing` has marked as this kind."""
+    return getattr(found, REPLACED, (None, None))[0] == kind
+
+
+def without_ours(found: object, kind: str) -> object:
+    """What stands, or stood before ours, in a place where `found` is now."""
+    return getattr(found, REPLACED)[1] if is_ours(found, kind) else found
 
 
 @functools.cache
@@ -98,7 +121,8 @@ class _Crossroads:
 
         @torch.compiler.disable
         def through(*args: object, **kwargs: object) -> object:
-            return (self.target.get() or self.original)(*args, **kwargs)
+            target = self.target.get()
+            return self.original(*args, **kwargs) if target is None else target(self.original, *args, **kwargs)
 
         self.through = through
 
@@ -121,8 +145,8 @@ _making = threading.Lock()
 
 
 @contextmanager
-def redirected(owner: types.ModuleType, name: str, to: Callable) -> Iterator[None]:
-    """Have this thread's calls of a module's function go to another for the duration of the block.
+def redirected(owner: types.ModuleType, name: str, around: Callable) -> Iterator[None]:
+    """Have this thread's calls of a module's function go to `around(original, ...)` for the duration of the block.
 
     Calls that other threads make meanwhile, of models without ResDiT, go to the function itself. The last to leave
     puts it back.
@@ -130,7 +154,7 @@ def redirected(owner: types.ModuleType, name: str, to: Callable) -> Iterator[Non
     with _making:
         crossroads = _crossroads.setdefault((id(owner), name), _Crossroads(owner, name))
     crossroads.open()
-    token = crossroads.target.set(to)
+    token = crossroads.target.set(around)
     try:
         yield
     finally:

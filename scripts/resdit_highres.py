@@ -5,7 +5,6 @@ from pathlib import Path
 from modules import script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion, ToolButton
 
-from resdit_ext.hosts.forge import control_unit as control_unit
 from resdit_ext.webui import api, control, infotext, lifecycle, routes, settings, xyz
 from resdit_ext.webui.options import DEFAULTS, OPTIONS
 from resdit_ext.webui.presets import PresetStore
@@ -80,7 +79,7 @@ class ResDiTHighRes(scripts.Script):
 lifecycle.log_to_console()
 control.register()
 script_callbacks.on_cfg_denoiser(lambda params: lifecycle.before_step(params.denoiser.p))
-script_callbacks.on_script_unloaded(control_unit.unregister)
+script_callbacks.on_script_unloaded(control.unregister)
 script_callbacks.on_app_started(lambda _, app: api.add_validation(app))
 script_callbacks.on_app_started(lambda _, app: routes.add_routes(app))
 script_callbacks.on_ui_settings(lambda: settings.register(shared.opts, shared.OptionInfo))

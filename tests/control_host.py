@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -9,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdit_ext.control.nets import build
-from resdit_ext.hosts.forge import control_unit as control_unit
+from resdit_ext.families import RecognisedModel, families
+from resdit_ext.hosts.forge import control_unit
 from resdit_ext.hosts.forge.control_pass import NetModule
+from resdit_ext.hosts.protocol import ControlServices
 from resdit_ext.method.layout import Grid, make_layout
 
 WRAPPER = "model_function_wrapper"
@@ -62,10 +65,10 @@ def unet_of(network: nn.Module) -> Unet:
 
 
 def family_of(name: str, width: int) -> object:
-    """A model family as the units see it."""
-    return SimpleNamespace(
-        name=name, hidden_size=width, grid=lambda x: Grid(-(-x.shape[-2] // 2), -(-x.shape[-1] // 2))
-    )
+    """A recognised model of a family, as the units see it."""
+    family = next(family for family in families() if family.name == name)
+    adapter = SimpleNamespace(grid=lambda x: Grid(-(-x.shape[-2] // 2), -(-x.shape[-1] // 2)))
+    return RecognisedModel(replace(family, hidden_size=width), adapter)
 
 
 class Generation:
@@ -86,16 +89,16 @@ class Generation:
         vae = SimpleNamespace(downscale_ratio=8, first_stage_model=first_stage)
         objects = SimpleNamespace(unet=unet, vae=vae)
         self.sd_model = SimpleNamespace(forge_objects=objects, encode_first_stage=encode)
-        monkeypatch.setattr(control_unit, "identify", lambda _: family)
         monkeypatch.setattr(control_unit, "hold", self.hold)
-        passes = control_unit.Passes(
+        services = ControlServices(
+            recognise=lambda p: family,
             method=lambda p, grid: config and (make_layout(grid, config), config),
             sigmas=lambda p: sigmas,
             steps=lambda p: len(sigmas) - 1,
             default_shows=lambda: "canny",
             say=lambda p, message: said.append(message),
         )
-        monkeypatch.setattr(control_unit.ResDiTControl, "passes", passes, raising=False)
+        monkeypatch.setattr(control_unit.ResDiTControl, "services", services, raising=False)
 
     @staticmethod
     def hold(checkpoint: object, compute: torch.dtype) -> object:

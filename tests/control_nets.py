@@ -8,8 +8,10 @@ import torch
 from diffusers import FluxControlNetModel, SD3ControlNetModel
 from torch import Tensor, nn
 
+from resdit_ext.families import families
 from tests.hosts.kit import bfl_weights
 
+FORMATS = [family.control for family in families() if family.control is not None]
 FLUX = dict(
     in_channels=16,
     num_layers=2,

@@ -8,7 +8,7 @@ import torch
 
 from resdit_ext import ResDiTConfig, Unsupported, __version__
 from resdit_ext.families import identify
-from resdit_ext.hosts.a1111 import attach, attach_to
+from resdit_ext.hosts.a1111 import A1111, attach
 from resdit_ext.method.run import Run
 from resdit_ext.webui import lifecycle
 from tests.fakes import CHANNELS, WIDTH, FakeDenoiser, FakeFlux, FakeProcessing, FakeSampler, TinySD3
@@ -138,7 +138,7 @@ def test_a_sampler_without_a_denoiser_is_refused(model):
     p = processing(model)
     p.sampler = SimpleNamespace()
     with pytest.raises(Unsupported, match="choose Euler"):
-        attach_to(p, Run(CONFIG))
+        A1111().attach(p, identify(model), Run(CONFIG))
 
 
 class Guidance:
@@ -211,11 +211,11 @@ def test_a_model_that_lacks_something_is_refused_by_its_name(model, missing, mon
         monkeypatch.setattr(TinySD3, missing, None)
     else:
         setattr(model, missing, None)
-    with pytest.raises(Unsupported, match=f"looks like SD3 but has no {missing}$"):
+    with pytest.raises(Unsupported, match=f"TinySD3 has no {missing}$"):
         identify(model)
 
 
 def test_a_model_without_query_norms_is_refused(model):
     del model.joint_blocks[1].x_block.attn.ln_q
-    with pytest.raises(Unsupported, match="an attention of it has no ln_q"):
+    with pytest.raises(Unsupported, match="an attention of its blocks has no ln_q"):
         identify(model)

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdit_ext import BALANCED, ResDiTConfig
-from resdit_ext.families.flux import flux_rotary_table
 from resdit_ext.method import in_attention as attention
 from resdit_ext.method.in_attention import AttentionPlan, resdit_attention
 from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.memory import OutOfMemory, working_bytes
 from resdit_ext.method.phases import Phase
 from resdit_ext.method.rotary import rotary_table, rotate
+from resdit_ext.seams.rotary import image_ids
 from tests import reference
 
 AXES, THETA, TEXT, HEADS = (4, 6, 6), 10000, 3, 2
@@ -26,7 +26,7 @@ def attend(q, k, v):
 
 
 def embed(positions):
-    return flux_rotary_table(TEXT, positions, AXES, THETA)
+    return rotary_table(image_ids(TEXT, positions), AXES, THETA)
 
 
 def make_plan(H, W, config, text=TEXT):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdit_ext.control import flux, sd3
+from resdit_ext.control import latent_nets, token_nets
 from resdit_ext.control.added import LazyResiduals, UnitShare, along_depth, pick, resample, token_mask
 from resdit_ext.control.hint import pixels, repeated, seeded, shown, toned
 from resdit_ext.errors import Unsupported
@@ -53,12 +53,14 @@ def test_weights_are_read_along_the_depth(weights, blocks, data):
 @given(blocks=st.integers(1, 60), count=st.integers(1, 60))
 def test_residuals_are_spread_as_diffusers_does(blocks, count):
     for block in range(blocks):
-        assert flux.index_of(block, blocks, count, cyclic=True) == block % count
+        assert token_nets.TokenNets.index_of(block, blocks, count, cyclic=True) == block % count
         if count <= blocks:
             interval = int(np.ceil(blocks / count))
-            assert flux.index_of(block, blocks, count, cyclic=False) == block // interval < count
+            assert token_nets.TokenNets.index_of(block, blocks, count, cyclic=False) == block // interval < count
             last = block == blocks - 1
-            assert sd3.index_of(block, blocks, count, cyclic=False) == (None if last else int(block / (blocks / count)))
+            assert latent_nets.LatentNets.index_of(block, blocks, count, cyclic=False) == (
+                None if last else int(block / (blocks / count))
+            )
 
 
 @given(steps=st.integers(1, 50), start=st.floats(0, 1), end=st.floats(0, 1))
@@ -73,7 +75,7 @@ def test_a_range_keeps_the_steps_that_diffusers_keeps(steps, start, end):
 
 def part(count=2, grid=COARSE, rows=2, **changes):
     residuals = [noise(rows, grid.tokens, 5, seed=i) for i in range(count)]
-    return UnitShare(residuals, grid, **{"strength": 1.0, "index_of": flux.index_of} | changes)
+    return UnitShare(residuals, grid, **{"strength": 1.0, "index_of": token_nets.TokenNets.index_of} | changes)
 
 
 def test_units_add_up_at_the_picture_with_their_weights_and_masks():
@@ -149,15 +151,15 @@ def test_what_is_no_picture_is_refused(bad):
 )
 def test_what_the_hint_shows(words, expected):
     assert shown(words) == expected
-    assert expected is None or expected in flux.MODES
+    assert expected is None or expected in token_nets.MODES
 
 
 def test_tones():
     picture = torch.rand(1, 3, 4, 4)
     assert torch.equal(toned(picture, {}, "canny"), 2 * picture - 1)
-    assert torch.equal(toned(picture, sd3.STABILITY_TONES, "blur"), 2 * picture - 1)
-    torch.testing.assert_close(toned(picture, sd3.STABILITY_TONES, "canny"), picture * 127.5 + 0.5)
-    torch.testing.assert_close(toned(picture, sd3.STABILITY_TONES, "depth"), 1 - 2 * picture)
+    assert torch.equal(toned(picture, latent_nets.STABILITY_TONES, "blur"), 2 * picture - 1)
+    torch.testing.assert_close(toned(picture, latent_nets.STABILITY_TONES, "canny"), picture * 127.5 + 0.5)
+    torch.testing.assert_close(toned(picture, latent_nets.STABILITY_TONES, "depth"), 1 - 2 * picture)
 
 
 def test_hints_of_a_batch_come_in_turn():

@@ -13,7 +13,7 @@ from resdit_ext.control import recognise
 from resdit_ext.control.checkpoint import check_finite, why_unreadable
 from resdit_ext.control.nets import build, check_shapes
 from resdit_ext.errors import Unsupported
-from tests.control_nets import KINDS, as_stability, as_xlabs, net_of
+from tests.control_nets import FORMATS, KINDS, as_stability, as_xlabs, net_of
 
 PATH = Path("net.safetensors")
 NAMED = {
@@ -38,14 +38,14 @@ def same_weights(net, state):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_recognised_from_names_and_shapes(kind, prefix):
     state = net_of(kind).state_dict()
-    found = recognise({prefix + name: value for name, value in state.items()}, PATH)
+    found = recognise({prefix + name: value for name, value in state.items()}, PATH, FORMATS)
     assert (found.family, found.kind, found.asks) == NAMED[kind]
     same_weights(build(found), state)
 
 
 def test_the_net_has_the_configuration_it_was_saved_with():
     for kind in KINDS:
-        config, made = net_of(kind).config, build(recognise(net_of(kind).state_dict(), PATH)).config
+        config, made = net_of(kind).config, build(recognise(net_of(kind).state_dict(), PATH, FORMATS)).config
         for name, value in config.items():
             if name in ("_use_default_values", "sample_size", "out_channels", "_class_name", "_diffusers_version"):
                 continue  # no part of what is computed with a table that is loaded
@@ -54,7 +54,7 @@ def test_the_net_has_the_configuration_it_was_saved_with():
 
 def test_xlabs_own_names():
     state = net_of("flux xlabs").state_dict()
-    found = recognise(as_xlabs(state), PATH)
+    found = recognise(as_xlabs(state), PATH, FORMATS)
     assert (found.family, found.kind) == ("FLUX.1", "XLabs")
     same_weights(build(found), state)
 
@@ -62,7 +62,7 @@ def test_xlabs_own_names():
 @pytest.mark.parametrize(("number", "made_for"), [(0.0, "blur"), (1.0, "canny"), (2.0, "depth"), (7.0, None)])
 def test_stabilitys_own_names(number, made_for):
     state = net_of("sd3.5 8b").state_dict()
-    found = recognise(as_stability(state, number), PATH)
+    found = recognise(as_stability(state, number), PATH, FORMATS)
     assert (found.kind, found.made_for) == ("Stability 8B", made_for)
     same_weights(build(found), state)
 
@@ -73,14 +73,14 @@ def test_parts_are_put_together(tmp_path):
     for i, path in enumerate(paths):
         save_file({name: state[name] for name in names[i::3]}, path)
     for i, path in enumerate(paths):  # whichever was chosen
-        same_weights(build(recognise({name: state[name] for name in names[i::3]}, path)), state)
+        same_weights(build(recognise({name: state[name] for name in names[i::3]}, path, FORMATS)), state)
     part = {name: state[name] for name in names[1::3]}
     paths[2].write_bytes(paths[2].read_bytes()[:-1])
     with pytest.raises(Unsupported, match=r"of its part model-00003-of-00003\.safetensors: it is truncated"):
-        recognise(part, paths[1])
+        recognise(part, paths[1], FORMATS)
     paths[2].unlink()
     with pytest.raises(Unsupported, match=r"one of 3 parts, and model-00003-of-00003\.safetensors is not beside it"):
-        recognise(part, paths[1])
+        recognise(part, paths[1], FORMATS)
 
 
 def test_others_files_are_left_to_others():
@@ -90,7 +90,7 @@ def test_others_files_are_left_to_others():
         {"lora_unet_x.lora_up.weight": torch.zeros(1)},
         {"controlnet_cond_embedding.conv_in.weight": torch.zeros(1), "controlnet_mid_block.weight": torch.zeros(1)},
     ):
-        assert recognise(weights, PATH) is None
+        assert recognise(weights, PATH, FORMATS) is None
 
 
 def damaged(change):
@@ -118,7 +118,7 @@ def damaged(change):
         ),
         (
             lambda s: [s.pop(name) for name in list(s) if "transformer_blocks" in name],
-            "it looks like a FLUX control net but has no blocks",
+            "it looks like a control net for FLUX.1 but has no blocks",
         ),
         (
             lambda s: [s.pop(name) for name in list(s) if name.startswith("transformer_blocks.0.")],
@@ -129,13 +129,13 @@ def damaged(change):
 )
 def test_damage_is_named(change, message):
     with pytest.raises(Unsupported, match=message):
-        check_shapes(recognise(damaged(change), PATH))
+        check_shapes(recognise(damaged(change), PATH, FORMATS))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_any_float_type_is_read(dtype):
     state = {name: value.to(dtype) for name, value in net_of("flux").state_dict().items()}
-    net = build(recognise(state, PATH))
+    net = build(recognise(state, PATH, FORMATS))
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
     for name, value in state.items():
         assert torch.equal(net.state_dict()[name], value.float()), name
@@ -148,7 +148,7 @@ def test_heads_that_flux_cannot_have_are_refused(head):
     state["transformer_blocks.0.attn.norm_q.weight"] = torch.ones(head)
     state["x_embedder.weight"] = torch.zeros(48, 16)
     with pytest.raises(Unsupported, match=f"48 channels in heads of {head}|no shape for it"):
-        recognise(state, PATH)
+        recognise(state, PATH, FORMATS)
 
 
 @contextlib.contextmanager
@@ -172,7 +172,7 @@ def test_a_hosts_layers_keep_eight_bits_and_nothing_else_does(stored):
     weights = {
         name: value.to(stored) if value.ndim > 1 else value for name, value in net_of("flux").state_dict().items()
     }
-    net = build(recognise(weights, PATH), torch.bfloat16, layers_of_a_host)
+    net = build(recognise(weights, PATH, FORMATS), torch.bfloat16, layers_of_a_host)
     eight = stored.itemsize == 1
     for name, parameter in net.named_parameters():
         assert parameter.dtype == (stored if eight and parameter.ndim > 1 else torch.bfloat16), name
@@ -206,7 +206,7 @@ def test_any_damage_is_refused_with_words_or_harmless(data):
         if not state:
             return
     with contextlib.suppress(Unsupported):
-        found = recognise(state, PATH)
+        found = recognise(state, PATH, FORMATS)
         if found is not None:
             build(found)
 

@@ -12,9 +12,9 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from resdit_ext import ResDiTConfig, ResDiTError, apply_resdit, remove_resdit
 from resdit_ext.control.added import pick, resample
 from resdit_ext.control.call import Residuals
-from resdit_ext.control.flux import to_tokens
+from resdit_ext.control.token_nets import to_tokens
 from resdit_ext.control.treatment import PatchBlender, at_high_resolution
-from resdit_ext.hosts.forge import control_pass as control_pass
+from resdit_ext.hosts.forge import control_pass
 from resdit_ext.method.around_calls import crop
 from resdit_ext.method.blend import Joiner
 from resdit_ext.method.layout import Grid, make_layout

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from resdit_ext import ResDiTConfig
-from resdit_ext.control.flux import to_tokens
-from resdit_ext.hosts.forge import control_pass as control_pass
-from resdit_ext.hosts.forge.control_support import with_control_support
+from resdit_ext.control.token_nets import to_tokens
+from resdit_ext.hosts.forge import control_pass
+from resdit_ext.hosts.forge.control_support import ADDS, with_control_support
 from resdit_ext.method.memory import OutOfMemory
+from resdit_ext.monkeypatch import is_ours
 from tests.control_host import CONDITIONING, PICTURE, WRAPPER, Network, generation, unet_of
 from tests.control_nets import net_of
 
@@ -225,7 +226,7 @@ def test_a_flux_that_drops_control_gets_it_for_the_one_call():
 
     unet.set_model_unet_function_wrapper(theirs)
     patched = with_control_support(with_control_support(unet))
-    assert unet.model_options[WRAPPER] is theirs and patched.model_options[WRAPPER].resdit_adds_control
+    assert unet.model_options[WRAPPER] is theirs and is_ours(patched.model_options[WRAPPER], ADDS)
     control = {"input": [torch.ones(1, 4, 2), None], "output": [10 * torch.ones(1, 4, 2)]}
     x, text = torch.zeros(1, 4, 2), torch.zeros(1, 3, 2)
 

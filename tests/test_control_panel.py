@@ -10,14 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from resdit_ext import ResDiTConfig
+from resdit_ext import ResDiTConfig, hosts
 from resdit_ext.errors import Unsupported
-from resdit_ext.hosts.forge import control_panel as control_panel
-from resdit_ext.hosts.forge import control_unit as control_unit
-from resdit_ext.hosts.forge import model as forge
+from resdit_ext.families import RecognisedModel, families
+from resdit_ext.hosts.a1111 import A1111
+from resdit_ext.hosts.forge import control_panel, control_unit
 from resdit_ext.hosts.forge.control_unit import ResDiTControl
 from resdit_ext.webui import control, lifecycle
 from tests.control_nets import KINDS, as_xlabs, net_of
+from tests.fakes import TinySD3
+
+FLUX, SD3 = families()[:2]
 
 
 class Unit:
@@ -71,7 +74,7 @@ def files(tmp_path, monkeypatch):
 
 def reviewed(p, most=None, family=None):
     said = []
-    control_panel.review(p, most, family, said.append)
+    control_panel.review_units(p, most, family, said.append)
     return said
 
 
@@ -93,7 +96,7 @@ def test_a_file_for_a_unet_is_left_out_beside_a_transformer_alone(name, what, fi
     save_file({name: torch.zeros(1), "other": torch.zeros(1)}, files / "unets.safetensors")
     bad, good = Unit(model="unets"), Unit(model="good")
     p = page(bad, good)
-    (message,) = reviewed(p, family="FLUX.1")
+    (message,) = reviewed(p, family=FLUX)
     assert message.startswith(f"ControlNet unets.safetensors is left out: it is a {what} for ")
     assert message.endswith(", and the model is FLUX.1")
     assert not p.script_args[3].enabled and p.script_args[4] is good and bad.enabled
@@ -105,11 +108,11 @@ def test_a_file_for_a_transformer_is_none_for_a_unet(kind, files):
     state = net_of(kind).state_dict()
     for names in (state, as_xlabs(state)) if kind == "flux xlabs" else (state,):
         save_file({name: torch.zeros(1) for name in names}, files / "net.safetensors")
-        assert reviewed(page(Unit(model="net")), family="SD3") == []
+        assert reviewed(page(Unit(model="net")), family=SD3) == []
 
 
 def test_a_pickle_file_is_left_out_beside_a_transformer_unopened(files):
-    (message,) = reviewed(page(Unit(model="older")), family="SD3")
+    (message,) = reviewed(page(Unit(model="older")), family=SD3)
     assert message == (
         "ControlNet older.pth is left out: only safetensors files are read; a pickle file can run programs"
     )
@@ -168,15 +171,15 @@ def test_without_a_panel_nothing_happens():
         if hasattr(p, "scripts"):
             p.scripts.alwayson_scripts.pop()
         assert reviewed(p) == []
-        control_panel.report_failures(p, pytest.fail)
+        control_panel.report_units(p, pytest.fail)
 
 
 def test_the_first_unit_that_the_panel_could_not_prepare_is_named(files):
     said = []
-    control_panel.report_failures(page(Unit(model="good"), Unit(model="older"), Unit(), prepared=[0]), said.append)
+    control_panel.report_units(page(Unit(model="good"), Unit(model="older"), Unit(), prepared=[0]), said.append)
     (message,) = said
     assert message.startswith("the second ControlNet unit (older.pth) is left out, with any after it: ")
-    control_panel.report_failures(page(Unit(), Unit(enabled=False), prepared=[0]), pytest.fail)
+    control_panel.report_units(page(Unit(), Unit(enabled=False), prepared=[0]), pytest.fail)
 
 
 def test_an_api_request_may_order_fewer_units_than_the_panel_has(files):
@@ -191,9 +194,9 @@ def loaded(monkeypatch, family):
     def identify(model):
         if model is None:
             raise Unsupported("a UNet")
-        return SimpleNamespace(name=model)
+        return RecognisedModel(model, None)
 
-    monkeypatch.setattr(forge, "identify", identify)
+    monkeypatch.setattr(hosts, "identify", identify)
     unet = SimpleNamespace(model=SimpleNamespace(diffusion_model=family))
     return SimpleNamespace(forge_objects=SimpleNamespace(unet=unet))
 
@@ -211,20 +214,20 @@ def test_the_hooks_read_the_pass_and_never_fail(files, monkeypatch):
     p._resdit = lifecycle.Generation(SimpleNamespace(config=ResDiTConfig(), values={"apply_to": "both"}))
     control.before_process(p)
     assert p.comments == []  # the model is not loaded yet
-    p.sd_model = loaded(monkeypatch, "FLUX.1")
+    p.sd_model = loaded(monkeypatch, FLUX)
     prepared = prepare(p)
     assert ["cut.safetensors is left out" in p.comments[0], "works at 1024 pixels" in p.comments[1]] == [True, True]
     assert [unit.get("enabled", True) for unit in prepared] == [False, True] and prepared == p.script_args[3:5]
     control.before_sampling(p)
     assert "the second ControlNet unit" in p.comments[2]  # the first is off now
-    monkeypatch.setattr(control_panel, "review", lambda *_: 1 / 0)
+    monkeypatch.setattr(control_panel, "review_units", lambda *_: 1 / 0)
     control.before_process(p)
     assert prepare(p) == prepared and len(p.comments) == 3
 
 
 @pytest.mark.parametrize("size", [(3072, 1536), (1536, 3072)])
 def test_pixel_perfect_is_kept_at_the_short_side_of_the_base_size(size, files, monkeypatch):
-    p = page(Unit(pixel_perfect=True), sd_model=loaded(monkeypatch, "FLUX.1"))
+    p = page(Unit(pixel_perfect=True), sd_model=loaded(monkeypatch, FLUX))
     p.width, p.height = size
     p._resdit = lifecycle.Generation(SimpleNamespace(config=ResDiTConfig(), values={"apply_to": "both"}))
     base = lifecycle.method_of_pass(p, lifecycle.Grid(size[1] // 16, size[0] // 16))[0].base
@@ -234,7 +237,7 @@ def test_pixel_perfect_is_kept_at_the_short_side_of_the_base_size(size, files, m
 
 def test_the_panel_is_its_own_again_after_each_generation(files, monkeypatch):
     theirs = []
-    p = page(Unit(model="cut"), width=64, height=64, sd_model=loaded(monkeypatch, "SD3"))
+    p = page(Unit(model="cut"), width=64, height=64, sd_model=loaded(monkeypatch, SD3))
     panel = p.scripts.alwayson_scripts[1]
     for _ in range(2):  # the first generation has ended before the panel's turn
         control.before_process(p)
@@ -248,9 +251,9 @@ def test_the_panel_is_its_own_again_after_each_generation(files, monkeypatch):
 
 @pytest.mark.parametrize(
     ("family", "hires", "left_out"),
-    [("FLUX.1", {}, True), ("SD3", {}, True), (None, {}, False)]
-    + [("FLUX.1", {"enable_hr": True, "hr_checkpoint_name": name}, True) for name in (None, "Use same checkpoint")]
-    + [("FLUX.1", {"enable_hr": on, "hr_checkpoint_name": "a UNet"}, not on) for on in (True, False)],
+    [(FLUX, {}, True), (SD3, {}, True), (None, {}, False)]
+    + [(FLUX, {"enable_hr": True, "hr_checkpoint_name": name}, True) for name in (None, "Use same checkpoint")]
+    + [(FLUX, {"enable_hr": on, "hr_checkpoint_name": "a UNet"}, not on) for on in (True, False)],
 )
 def test_the_loaded_model_decides_whether_a_file_for_a_unet_may_stay(family, hires, left_out, files, monkeypatch):
     save_file({"zero_convs.0.0.weight": torch.zeros(1)}, files / "unets.safetensors")
@@ -287,28 +290,32 @@ def test_no_unit_makes_the_review_raise(shelf, data):
     state.get_controlnet_filename = {"good": shelf / "good.safetensors", "cut": shelf / "cut.safetensors"}.__getitem__
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "lib_controlnet.global_state", state)
-        for family in (None, "SD3"):
-            control_panel.review(p, 512, family, p.comment)
-            control_panel.report_failures(p, p.comment)
+        for family in (None, SD3):
+            control_panel.review_units(p, 512, family, p.comment)
+            control_panel.report_units(p, p.comment)
     assert len(p.script_args) == units + 4 and p.script_args[:3] == ("other",) * 3
 
 
 def test_in_a1111_units_beside_sd3_are_said_to_have_no_effect(monkeypatch):
-    said = []
+    said, note = [], A1111().control_note()
+    assert note.startswith("ControlNet has no effect on SD3 in this WebUI")
     monkeypatch.setattr(lifecycle, "tell", lambda p, message: said.append(message))
     for model, unit, expected in (
-        ({"is_sd3": True}, {"enabled": True}, [control.NOTE]),
-        ({"is_sd3": True}, Unit(), [control.NOTE]),
-        ({"is_sd3": True}, {"image": 1}, []),
-        ({"is_sd3": True, "forge_objects": 1}, {"enabled": True, "image": 1}, []),
-        ({"is_sdxl": True}, {"enabled": True}, []),
+        (TinySD3(), {"enabled": True}, [note]),
+        (TinySD3(), Unit(), [note]),
+        (TinySD3(), {"image": 1}, []),
+        (torch.nn.Linear(1, 1), {"enabled": True}, []),
     ):
         said.clear()
-        p = page(unit, sd_model=SimpleNamespace(**model), width=1024, height=1024)
+        sd_model = SimpleNamespace(model=SimpleNamespace(diffusion_model=model))
+        p = page(unit, sd_model=sd_model, width=1024, height=1024)
         del p.scripts.alwayson_scripts[1].current_params  # as that extension's script
         control.before_process(p)
-        assert said == expected, (model, unit)
-    assert control.page_note() == control.NOTE  # no modules_forge here
+        control.before_sampling(p)
+        assert said == expected, (type(model), unit)
+    assert control.page_note() is None  # no WebUI here
+    monkeypatch.setattr("resdit_ext.hosts.a1111.find_spec", lambda name: None if name == "modules_forge" else name)
+    assert control.page_note() == note
 
 
 def test_what_a_pass_is_told_follows_resdit():
@@ -345,20 +352,20 @@ def test_reloading_registers_once_and_unregistering_leaves_the_list_as_it_was(re
 
 def test_what_the_units_are_told_of_a_pass(registry, monkeypatch):
     control.register()
-    passes = ResDiTControl.passes
+    services = ResDiTControl.services
     asked = []
     p = SimpleNamespace(steps=20, hr_second_pass_steps=7, is_hr_pass=True, comments=[])
     p.sampler = SimpleNamespace(get_sigmas=lambda p, steps: asked.append(steps) or [1.0, 0.0])
     p.comment = p.comments.append
-    assert passes.sigmas(p) == [1.0, 0.0] and asked == [7] and passes.steps(p) == 7
-    assert passes.method(p, lifecycle.Grid(192, 192)) is None
-    passes.say(p, "once")
-    passes.say(p, "once")
+    assert services.sigmas(p) == [1.0, 0.0] and asked == [7] and services.steps(p) == 7
+    assert services.method(p, lifecycle.Grid(192, 192)) is None
+    services.say(p, "once")
+    services.say(p, "once")
     assert p.comments == ["ResDiT: once"]
     modules = ModuleType("modules")
     modules.shared = SimpleNamespace(opts=SimpleNamespace(resdit_union_mode="pose"))
     monkeypatch.setitem(sys.modules, "modules", modules)
-    assert passes.default_shows() == "pose"
+    assert services.default_shows() == "pose"
 
 
 def test_without_such_a_host_nothing_is_registered():

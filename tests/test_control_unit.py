@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from resdit_ext import ResDiTConfig
 from resdit_ext.control.hint import pixels
-from resdit_ext.hosts.forge import control_unit as control_unit
+from resdit_ext.hosts.forge import control_unit
 from resdit_ext.hosts.forge.control_unit import ResDiTControl
 from resdit_ext.method.memory import OutOfMemory
 from resdit_ext.webui import control
@@ -181,7 +181,8 @@ def test_an_error_of_ours_is_said_and_the_image_is_made(monkeypatch, console):
     p.add(net_of("flux").state_dict(), PICTURE, x)
     (said,) = p.said
     assert "internal error (ZeroDivisionError: division by zero); please report it" in said and p.unet.linked is None
-    control.before_sampling(SimpleNamespace(scripts=SimpleNamespace(alwayson_scripts=1)))
+    made = SimpleNamespace(forge_objects=1)
+    control.before_sampling(SimpleNamespace(sd_model=made, scripts=SimpleNamespace(alwayson_scripts=1)))
     assert "left to the WebUI (TypeError: 'int' object is not iterable)" in console() and "Traceback" not in console()
 
 

@@ -8,14 +8,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from resdit_ext import BALANCED, PAPER, ResDiTConfig
-from resdit_ext.families.flux import flux_rotary_table
+from resdit_ext.families import families
 from resdit_ext.lab.benchmarks import flux
 from resdit_ext.lab.benchmarks.counters import Peak, by_kind, flop_counter
-from resdit_ext.method.cost import activation_bytes, attention_cost
+from resdit_ext.method.cost import attention_cost
 from resdit_ext.method.in_attention import AttentionPlan, resdit_attention
 from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.phases import steps_per_phase
-from resdit_ext.webui.forecast import FLUX_DEV
+from resdit_ext.method.rotary import rotary_table
+from resdit_ext.seams.rotary import image_ids
 from tests.test_attention import attend
 
 TEXT, STEPS, AXES = 16, 20, (4, 6, 6)
@@ -35,7 +36,7 @@ def test_attention_cost_is_what_is_counted(setting, size):
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         q = torch.empty(1, 2, TEXT + layout.grid.tokens, sum(AXES))
-        plan = AttentionPlan(layout, config, TEXT, lambda p: flux_rotary_table(TEXT, p, AXES, 10000))
+        plan = AttentionPlan(layout, config, TEXT, lambda p: rotary_table(image_ids(TEXT, p), AXES, 10000))
         plain, _ = counted(lambda: attend(q, q, q))
         ours = around = 0
         for phase, n in steps_per_phase(config, STEPS).items():
@@ -54,16 +55,16 @@ def test_the_memory_shown_covers_the_peak(setting):
             with Peak() as peak:
                 call()
             most = max(most, peak.most)
-    estimate = activation_bytes(Grid(128, 128), FLUX_DEV)
+    estimate = families()[0].activation_bytes(Grid(128, 128))
     assert 0.5 * estimate < most < estimate
 
 
 def test_the_cost_of_the_whole_picture_in_one_branch():
     layout = make_layout(Grid(128, 128), config := ResDiTConfig(global_until=1.0))
-    assert attention_cost(layout, config, 35) == 1
+    assert attention_cost(layout, config, 35, TEXT) == 1
 
 
 def test_of_a_part_of_the_steps_only_those_are_counted():
     layout, config = make_layout(Grid(192, 192), ResDiTConfig()), ResDiTConfig(fused_until=0.57)
-    whole, late = attention_cost(layout, config, 20), attention_cost(layout, config, 20, skipped=15)
-    assert late == attention_cost(layout, ResDiTConfig(global_until=0, fused_until=0), 5) < whole
+    whole, late = attention_cost(layout, config, 20, TEXT), attention_cost(layout, config, 20, TEXT, skipped=15)
+    assert late == attention_cost(layout, ResDiTConfig(global_until=0, fused_until=0), 5, TEXT) < whole

@@ -8,9 +8,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from resdit_ext.hosts import a1111
-from resdit_ext.hosts.forge import model as forge
+from resdit_ext.hosts.a1111 import A1111
+from resdit_ext.hosts.forge import vae as forge_vae
 from resdit_ext.hosts.forge.vae import need
+from resdit_ext.monkeypatch import without_ours
 from resdit_ext.webui import lifecycle, settings
 from tests.fakes import CHANNELS, FakeFlux, FakeMemory, FakeProcessing, FakeVAE
 
@@ -42,7 +43,7 @@ def prepared(vae, policy, side=4096):
     """(p, messages) with the VAE of this generation in place."""
     said = []
     p = SimpleNamespace(sd_model=SimpleNamespace(forge_objects=holder(vae)))
-    forge.prepare_decode(p, side, side, policy, said.append)
+    forge_vae.prepare_decode(p, side, side, policy, said.append)
     return p, said
 
 
@@ -163,11 +164,11 @@ def test_the_hosts_vae_is_untouched_and_comes_back(vae):
     before = dict(vars(vae))
     p, _ = prepared(vae, "Always")
     assert p.sd_model.forge_objects.vae is not vae
-    forge.prepare_decode(p, 4096, 4096, "Always", print)
-    assert p.sd_model.forge_objects.vae.resdit_inner is vae  # never nested
+    forge_vae.prepare_decode(p, 4096, 4096, "Always", print)
+    assert without_ours(p.sd_model.forge_objects.vae, forge_vae.OURS) is vae  # never nested
     # The host's LoRA loader copies the holder between two passes.
     p.sd_model.forge_objects_after_applying_lora = copy.copy(p.sd_model.forge_objects)
-    forge.release_decode(p)
+    forge_vae.release_decode(p)
     assert p.sd_model.forge_objects.vae is p.sd_model.forge_objects_after_applying_lora.vae is vae
     assert dict(vars(vae)) == before
 
@@ -175,8 +176,8 @@ def test_the_hosts_vae_is_untouched_and_comes_back(vae):
 def test_a1111_says_that_it_cannot():
     said = []
     for policy in ("Auto", "Never", "Always"):
-        a1111.prepare_decode(None, 4096, 4096, policy, said.append)
-        a1111.release_decode(None)
+        A1111().prepare_decode(None, 4096, 4096, policy, said.append)
+        A1111().release_decode(None)
     assert len(said) == 1 and "no tiled VAE" in said[0]
 
 

@@ -8,7 +8,7 @@ from diffusers.models.transformers import transformer_flux
 from torch._dynamo.testing import CompileCounter
 
 from resdit_ext import ResDiTConfig, ResDiTError, Unsupported, apply_resdit, remove_resdit
-from resdit_ext.hosts.diffusers.flux import grid_of
+from resdit_ext.seams.rotary_diffusers import grid_of
 from tests import reference
 
 TEXT, BASE = 5, ResDiTConfig(base_tokens=16)

@@ -52,7 +52,7 @@ def test_forge_and_its_forks_are_usable(tmp_path, name):
 @pytest.mark.parametrize(
     ("file", "text", "line"),
     [
-        ("backend/nn/flux.py", "def attention(x): pass", "NO  backend/nn/flux.py: attention(q, k, v, pe, ...)"),
+        ("backend/nn/flux.py", "def attention(x): pass", "NO  backend/nn/flux.py: attention(q, k, v, pe)"),
         ("backend/nn/flux.py", "this is not python", "NO  backend/nn/flux.py"),
         ("backend/attention.py", "def attention_pytorch(q, k, v): pass", "NO  backend/attention.py: attention(..."),
         (
@@ -60,7 +60,7 @@ def test_forge_and_its_forks_are_usable(tmp_path, name):
             "class Script: pass",
             "NO  modules/scripts.py: Script.before_process -> update the WebUI",
         ),
-        ("backend/nn/mmditx.py", "class MMDiTX: pass", "NO  backend/nn/mmditx.py: cropped_pos_embed(hw)"),
+        ("backend/nn/mmditx.py", "class MMDiTX: pass", "NO  backend/nn/mmditx.py: cropped_pos_embed"),
         ("backend/patcher/base.py", "", "NO  backend/patcher: set_model_unet_function_wrapper"),
     ],
 )
@@ -72,7 +72,7 @@ def test_a_missing_hook_point_is_named(tmp_path, file, text, line):
 
 
 def test_a_host_without_sd3_says_so_and_is_usable(tmp_path):
-    host = checkout(tmp_path, FLUX["Forge Neo"])
+    host = checkout(tmp_path, FLUX["Forge"])
     assert "models: SD3-medium, SD3.5-large, SD3.5-medium" in str(examine(host))
     (host / "backend/nn/mmditx.py").unlink()
     assert "not in this WebUI: SD3" in str(examine(host)) and examine(host).usable
@@ -85,10 +85,10 @@ def test_hosts_without_flux_are_told_apart(tmp_path):
     (host / "modules_forge" / "__init__.py").unlink()
     (host / "modules_forge").rmdir()
     report = examine(host)
-    assert host_name(host) == "A1111" and not report.usable and "this A1111 has no SD3" in str(report)
+    assert host_name(host) == "AUTOMATIC1111" and not report.usable and "this WebUI has none of" in str(report)
     write(host, {"modules/models/sd3/mmdit.py": MMDIT, "modules/models/sd3/sd3_model.py": SD3_MODEL})
     assert examine(host).usable and "models: SD3-medium\n" in str(examine(host))
-    assert "ControlNet: none for SD3" in str(examine(host))
+    assert "ControlNet: none for these models" in str(examine(host))
     write(host, {"modules/models/sd3/sd3_model.py": ""})
     assert "NO  modules/models/sd3/sd3_model.py: SD3Inferencer.create_denoiser" in str(examine(host))
     with pytest.raises(ResDiTError, match="is no WebUI"):
@@ -97,7 +97,7 @@ def test_hosts_without_flux_are_told_apart(tmp_path):
 
 def test_the_running_environment():
     report = examine(None)
-    assert report.usable and "ok  torch" in str(report) and "ok  diffusers: transformer_flux" in str(report)
+    assert report.usable and "ok  torch" in str(report) and "ok  diffusers: FluxTransformer2DModel" in str(report)
 
 
 def test_whether_the_panel_takes_our_control_nets(tmp_path):

@@ -10,13 +10,13 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from resdit_ext import ResDiTConfig, Unsupported
-from resdit_ext.families import flux as family_module
 from resdit_ext.families import identify
-from resdit_ext.families.flux import why_not
-from resdit_ext.hosts.forge.model import attach, is_attached
 from resdit_ext.method.layout import Grid
 from resdit_ext.method.run import Run
+from resdit_ext.seams import rotary as family_module
+from resdit_ext.seams.rotary import why_not
 from tests import fakes, reference
+from tests.attaching import attach, is_attached
 
 BASE = ResDiTConfig(base_tokens=16, fused_until=0.57)
 SIGMAS = [1 - i / 7 for i in range(8)]

@@ -19,6 +19,7 @@ from resdit_ext.lab.scenes import WIDE_ROOM, Scene, depth_map, random_scene, ren
 from resdit_ext.lab.train import TrainConfig, make_batch, train
 from resdit_ext.method.config import BALANCED
 from resdit_ext.method.layout import Grid
+from tests.control_nets import FORMATS
 
 SCENE = Scene("disc", "red", "green", side=0.4, centre=(0.4, 0.38), horizon=0.5)
 
@@ -54,7 +55,7 @@ def test_the_wide_room_is_wider():
 @pytest.mark.parametrize("name", CONTROLS)
 def test_the_shipped_files_are_control_nets_as_others_save_them(name):
     path = weights_of(name)
-    checkpoint = recognise(load_file(path), path)
+    checkpoint = recognise(load_file(path), path, FORMATS)
     family = {"flux-depth": "FLUX.1", "sd3-depth": "SD3"}[name]
     assert (checkpoint.family, checkpoint.kind, checkpoint.width) == (family, "diffusers", 128)
     head = checkpoint.arguments["attention_head_dim"]

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from resdit_ext import __version__
+from resdit_ext import __version__, hosts
 from resdit_ext.hosts import progress
-from resdit_ext.hosts.forge import model as forge
+from resdit_ext.hosts.forge import Forge
 from resdit_ext.method.phases import shifted_sigmas
 from resdit_ext.webui import control, lifecycle, passes
 from tests import fakes
@@ -139,7 +139,7 @@ def test_an_internal_error_is_logged_told_and_the_image_goes_on(model, monkeypat
         raise KeyError("surprise")
 
     expected, _ = generate(FakeProcessing(model, width=768, height=768), {"enabled": False})
-    monkeypatch.setattr(forge, "attach_to", broken)
+    monkeypatch.setattr(Forge, "attach", broken)
     p = FakeProcessing(model)
     out, _ = generate(p, SMALL)
     assert torch.equal(out, expected)
@@ -310,7 +310,7 @@ def test_a_refusal_after_the_noise_is_drawn_is_said_at_once(model, monkeypatch, 
     def broken(*_):
         raise KeyError("surprise")
 
-    monkeypatch.setattr(forge, "attach_to", broken)
+    monkeypatch.setattr(Forge, "attach", broken)
     host.before_step = lambda _: shown.append(host.state.textinfo)
     made = host.generate(options, width=384, height=384)
     parameters = made.pictures[0].parameters
@@ -387,8 +387,8 @@ def test_a_model_changed_in_the_middle_of_a_pass_gets_resdit_too(model, monkeypa
             if recalled:
                 lifecycle.before_sampling(host.p, x=torch.zeros(1, CHANNELS, 48, 48))
 
-    attach_to = forge.attach_to
-    monkeypatch.setattr(forge, "attach_to", lambda p, run: (setattr(host, "p", p), attach_to(p, run)))
+    attach = Forge.attach
+    monkeypatch.setattr(Forge, "attach", lambda f, p, *given: (setattr(host, "p", p), attach(f, p, *given)))
     host.before_step = change
     made = host.generate(TINY)
     (run,) = made.p._resdit.runs
@@ -407,8 +407,8 @@ def test_a_model_of_another_family_in_the_middle_of_a_pass_is_said(model, monkey
         if number >= 4:
             host.sd_model.forge_objects.unet = other
 
-    host.before_step, attempts, attach_to = change, [], forge.attach_to
-    monkeypatch.setattr(forge, "attach_to", lambda p, run: (attempts.append(run), attach_to(p, run)))
+    host.before_step, attempts, identify = change, [], hosts.identify
+    monkeypatch.setattr(hosts, "identify", lambda model: (attempts.append(model), identify(model))[1])
     made = host.generate(TINY)
     notes = made.info["ResDiT notes"]
     assert len(attempts) == 2  # at the beginning of the pass, and once with the other model

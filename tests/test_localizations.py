@@ -7,9 +7,9 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
+from resdit_ext.hosts.a1111 import A1111
 from resdit_ext.method.config import PRESETS
 from resdit_ext.webui import readout
-from resdit_ext.webui.control import NOTE
 from resdit_ext.webui.options import DEFAULTS, OPTIONS
 from resdit_ext.webui.presets import PresetStore
 from resdit_ext.webui.settings import SETTINGS
@@ -50,7 +50,7 @@ def shown(tmp_path_factory):
         texts |= {name for name, _ in getattr(block, "choices", None) or ()}
         if isinstance(block, gr.Button):
             texts.add(block.value)
-    texts.add(NOTE)
+    texts.add(A1111().control_note())
     texts |= {name for name, _ in readout.figures(planned(HOST_DEFAULTS, tuple(DEFAULTS.values())))}
     for setting in SETTINGS:
         texts |= {setting.label, f"({setting.info})", *setting.choices}  # the hosts put the parentheses

@@ -20,9 +20,9 @@ def module():
 
 def test_nested_redirections_each_go_their_own_way(module):
     module.triple = lambda x: 3 * x
-    with redirected(module, "double", lambda x: -x), redirected(module, "triple", lambda x: x + 100):
+    with redirected(module, "double", lambda _, x: -x), redirected(module, "triple", lambda _, x: x + 100):
         assert (module.double(1), module.triple(1)) == (-1, 101)
-        with redirected(module, "double", lambda x: 7 * x):
+        with redirected(module, "double", lambda _, x: 7 * x):
             assert module.use(1) == 8
         assert module.use(1) == 0
     assert (module.use(1), module.triple(1)) == (3, 3)
@@ -32,7 +32,7 @@ def test_the_second_of_two_threads_to_leave_puts_the_function_back(module):
     original, entered, leave, seen = module.double, threading.Barrier(3), threading.Event(), {}
 
     def work(factor, wait):
-        with redirected(module, "double", lambda x: factor * x):
+        with redirected(module, "double", lambda _, x: factor * x):
             entered.wait(timeout=10)
             if wait:
                 leave.wait(timeout=10)
@@ -51,7 +51,7 @@ def test_the_second_of_two_threads_to_leave_puts_the_function_back(module):
 
 def test_a_redirection_ends_with_an_error(module):
     original = module.double
-    with pytest.raises(KeyError), redirected(module, "double", lambda x: x):
+    with pytest.raises(KeyError), redirected(module, "double", lambda _, x: x):
         raise KeyError
     assert module.double is original
 

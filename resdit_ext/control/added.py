@@ -61,7 +61,7 @@ class UnitShare:
         grid: the tokens they are on.
         strength: factor.
         index_of: which residual follows a block.
-        cyclic: whether the residuals take rotary.
+        cyclic: whether the residuals take turns.
         mask: (1 or B, H*W, 1) on the picture's tokens, in [0, 1].
         depth_weights: for every row of the batch its weights along the depth, or None.
     """

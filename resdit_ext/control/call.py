@@ -22,7 +22,7 @@ class Call:
         text: (B, T, D).
         pooled: (B, P).
         guidance: (B,) of a guidance-distilled model.
-        shows: what the hint shows, of `flux.MODES`; only a union net asks.
+        shows: what the hint shows, of `token_nets.MODES`; only a union net asks.
         embed: makes the (B, h*w, C) tokens of `latent` by the model's own embedding; only Stability's nets ask.
     """
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import Unsupported
+from .format import ControlFormat
 
 Weights = Mapping[str, Tensor]
 
@@ -21,7 +22,7 @@ ANCHORS = ("controlnet_blocks.0.weight", "controlnet_single_blocks.0.weight")
 SHARD = re.compile(r"(?P<stem>.*-)(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 SUFFIXES = (".safetensors", ".sft")
 PICKLED = "only safetensors files are read; a pickle file can run programs"
-# Names of tensors that only the files of the hosts' own nets have, none of which is for FLUX or SD3; by what those are.
+# Names of tensors that only the files of the hosts' own nets have, none of which is for our families.
 FOR_OTHERS = {
     "ControlNet for SD 1.5, SD 2 or SDXL": r"(zero_convs\.0\.0|controlnet_cond_embedding\.conv_in)\.weight$",
     "Control-LoRA for SDXL": r"^lora_controlnet$",
@@ -35,7 +36,7 @@ class Checkpoint:
     """A recognised control net, ready for diffusers' class.
 
     Attributes:
-        family: of the model it controls, by name.
+        format: of the nets it is one of.
         kind: of file, in words.
         arguments: of diffusers' class.
         weights: under diffusers' names.
@@ -45,7 +46,7 @@ class Checkpoint:
         tones: the hint's tones by what it shows, where they are not a picture's own.
     """
 
-    family: str
+    format: ControlFormat
     kind: str
     arguments: dict[str, object]
     weights: Weights
@@ -53,6 +54,11 @@ class Checkpoint:
     made_for: str | None = None
     shifted: bool = True
     tones: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        """The name of the model it controls."""
+        return self.format.family
 
     @property
     def width(self) -> int:

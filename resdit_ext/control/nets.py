@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from ..errors import Unsupported
-from . import family_module
 from .checkpoint import Checkpoint
 
 # What diffusers makes itself and files need not hold.
@@ -26,7 +25,7 @@ def listed(names: list[str]) -> str:
 def maker_of(checkpoint: Checkpoint) -> Callable[..., nn.Module]:
     """What makes the checkpoint's net; raises Unsupported where the installed diffusers is too old for it."""
     try:
-        return family_module(checkpoint.family).maker(checkpoint.arguments)
+        return checkpoint.format.maker(checkpoint.arguments)
     except ImportError as error:
         raise Unsupported(f"the installed diffusers has no control nets for {checkpoint.family} ({error})") from None
 

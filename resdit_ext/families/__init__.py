@@ -1,43 +1,39 @@
-"""Model families: which models the method can run in, and how it gets into them. One module each."""
+"""Model families: which models the method can run in. One file each, found by listing this folder.
+
+A file has `FAMILY`: the facts of the family, and by the descriptions in `resdit_ext.seams` where its WebUI class and
+its diffusers classes use positions. No other file of the package names a family.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..control.format import ControlFormat
 from ..errors import Unsupported
 from ..method.layout import Grid
 from ..method.run import Run
-from .flux import Flux
-from .sd3 import SD3
+
+LATENT_PATCH = 2  # latent pixels a side of a token, in all families so far
 
 
-class Family(Protocol):
-    """What a host needs of a family; `__init__(model)` raises Unsupported with the reason.
+class Adapter(Protocol):
+    """A loaded WebUI model in which the method can run; `resdit_ext.seams` has them."""
 
-    Attributes:
-        name: as users know it.
-        hidden_size: channels of a token.
-        pools: True where the fast modes have an effect.
-        peak_vectors: live activations at a block's peak with the method, in hidden vectors per token.
-    """
-
-    name: str
     hidden_size: int
-    pools: bool
-    peak_vectors: int
 
-    @staticmethod
-    def claims(model: object) -> bool:
-        """True for a model with this family's structure."""
-
-    @staticmethod
-    def grid(latent: Tensor) -> Grid:
+    def grid(self, latent: Tensor) -> Grid:
         """The token grid of a latent (B, C, H, W)."""
 
-    def denoise(self, run: Run, predict: Callable[..., Tensor], latent: Tensor, text: int, sigma: float) -> Tensor:
+    def call_with_resdit(
+        self, run: Run, predict: Callable[..., Tensor], latent: Tensor, text: int, sigma: float
+    ) -> Tensor:
         """The prediction for `latent` at noise level `sigma`, with `text` tokens of text.
 
         `predict(latent, tokens=None)` is the host's model call; `tokens` are the indices of a patch's tokens, by which
@@ -45,13 +41,114 @@ class Family(Protocol):
         """
 
 
-FAMILIES: tuple[type[Family], ...] = (Flux, SD3)
+class WebUIClass(Protocol):
+    """A description of a family's class in the WebUIs.
+
+    Attributes:
+        pools: True where the fast modes have an effect.
+    """
+
+    pools: bool
+
+    def claims(self, model: object) -> bool:
+        """True for a model with the family's structure."""
+
+    def adapter(self, model: object) -> Adapter:
+        """The model with the method ready to run in it; raises Unsupported with the reason."""
 
 
-def identify(model: object) -> Family:
-    """The family adapter of a diffusion model; raises Unsupported with the reason where there is none."""
-    for family in FAMILIES:
-        if family.claims(model):
-            return family(model)
-    names = ", ".join(family.name for family in FAMILIES)
-    raise Unsupported(f"{type(model).__name__} is not a model of a supported family ({names})")
+@dataclass(frozen=True)
+class Support:
+    """A family in one WebUI.
+
+    Attributes:
+        models: as users know them.
+        source: the file that defines the family's class, in the WebUI's folder.
+        needs: what must stand there: a function as `name(first, arguments)`, or a word.
+        note: what a user should know, for the README's table.
+    """
+
+    models: str
+    source: str
+    needs: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The facts of a model family, and where its models attend.
+
+    Attributes:
+        name: as users know it.
+        key: in the API.
+        rank: its place in lists; the page assumes the first until a model is loaded.
+        webui: its class in the WebUIs.
+        hidden_size: channels of a token, of the model that is most in use.
+        longest_text: tokens of text.
+        live_vectors: live activations at a block's peak with the method, in hidden vectors per token.
+        diffusers: by the name of a class of diffusers, what makes `around(call, ...)` for a model and a run.
+        control: its control nets, if there are any.
+        support: by the name of a WebUI that loads the family.
+        base_size: pixels a side of the pictures it was trained on.
+        vae_scale: pixels a side of a latent pixel.
+        shift: mu of its noise levels at the training size.
+        steps: how many are usual.
+    """
+
+    name: str
+    key: str
+    rank: int
+    webui: WebUIClass
+    hidden_size: int
+    longest_text: int
+    live_vectors: int
+    diffusers: Mapping[str, Callable[[nn.Module, Run], Callable]] = field(default_factory=dict)
+    control: ControlFormat | None = None
+    support: Mapping[str, Support] = field(default_factory=dict)
+    base_size: int = 1024
+    vae_scale: int = 8
+    shift: float = 1.15
+    steps: int = 20
+
+    def activation_bytes(self, grid: Grid, itemsize: int = 2) -> int:
+        """Bytes that one picture's activations need at their peak beside the weights, at `itemsize` bytes a number."""
+        return (self.longest_text + grid.tokens) * self.hidden_size * self.live_vectors * itemsize
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Pixels a side of a token."""
+        return self.vae_scale * LATENT_PATCH
+
+
+@dataclass(frozen=True)
+class RecognisedModel:
+    """A loaded WebUI model of one of the families.
+
+    Attributes:
+        family: with this model's `hidden_size`.
+        adapter: runs the method in it.
+    """
+
+    family: Family
+    adapter: Adapter
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """All families, in the order of their ranks."""
+    files = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted((file.FAMILY for file in files), key=lambda family: family.rank))
+
+
+def names_of_all() -> str:
+    """The families' names, for a message."""
+    return ", ".join(family.name for family in families())
+
+
+def identify(model: object) -> RecognisedModel:
+    """What a WebUI's diffusion model is; raises Unsupported with the reason where it is of no family."""
+    for family in families():
+        if family.webui.claims(model):
+            adapter = family.webui.adapter(model)
+            return RecognisedModel(replace(family, hidden_size=adapter.hidden_size), adapter)
+    raise Unsupported(f"{type(model).__name__} is not a model of a supported family ({names_of_all()})")

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111: the denoiser that every sampler makes for itself; it serves SD3, the only transformer this host has.
+"""AUTOMATIC1111: the denoiser that every sampler makes for itself.
 
 The replaced `forward` is an attribute of that one object and goes with it, however the sampling ends.
 """
@@ -6,39 +6,33 @@ The replaced `forward` is an attribute of that one object and goes with it, howe
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..families import Family, identify
+from ..families import Family, RecognisedModel, families, identify
 from ..method.run import Run
+from ..monkeypatch import is_ours, replacing, without_ours
+from .protocol import ControlServices, Say
+
+ATTACHED = "denoiser"
 
 
-def family_of(p: object) -> Family:
-    """The family of a generation's model; raises Unsupported with the reason."""
-    try:
-        return identify(p.sd_model.model.diffusion_model)
-    except Unsupported as reason:
-        raise Unsupported(
-            f"{reason}; AUTOMATIC1111 has SD3-medium only, FLUX needs Forge, Forge Neo or ersatzForge"
-        ) from None
-
-
-def attach(denoiser: object, family: Family, run: Run) -> None:
+def attach(denoiser: nn.Module, model: RecognisedModel, run: Run) -> None:
     """Run the method in every call of a denoiser, `p.sampler.model_wrap`. Attaching twice replaces, never nests."""
-    inner = getattr(denoiser.forward, "resdit_inner", denoiser.forward)
+    inner = without_ours(denoiser.forward, ATTACHED)
 
     def forward(x: Tensor, sigma: Tensor, cond: dict) -> Tensor:
         def predict(latent: Tensor, _: Tensor | None = None) -> Tensor:
             return inner(latent, sigma, cond=cond)
 
-        return family.denoise(run, predict, x, cond["crossattn"].shape[1], float(sigma.max()))
+        return model.adapter.call_with_resdit(run, predict, x, cond["crossattn"].shape[1], float(sigma.max()))
 
-    forward.resdit_inner = inner
-    denoiser.forward = forward
+    denoiser.forward = replacing(forward, inner, ATTACHED)
 
 
-def denoiser_of(sampler: object) -> object:
+def denoiser_of(sampler: object) -> nn.Module:
     """The denoiser that a sampler calls, which is another one after a change of model; raises Unsupported."""
     guidance = getattr(sampler, "model_wrap_cfg", None)
     denoiser = getattr(sampler, "model_wrap", None) if guidance is None else guidance.inner_model
@@ -47,45 +41,83 @@ def denoiser_of(sampler: object) -> object:
     return denoiser
 
 
-def accept(p: object) -> Family:
-    """As `family_of`; refuses samplers too, made by their names as the host will make them."""
-    family = family_of(p)
-    try:
-        from modules.sd_samplers import create_sampler
-    except ImportError:  # no host
-        return family
-    hires = getattr(p, "hr_sampler_name", None) if getattr(p, "enable_hr", False) else None
-    for name in {p.sampler_name, hires or p.sampler_name}:
-        denoiser_of(create_sampler(name, p.sd_model))
-    return family
-
-
-def is_attached(p: object) -> bool:
-    """True where the denoiser that is about to be called has the method."""
-    return hasattr(denoiser_of(p.sampler).forward, "resdit_inner")
-
-
-def attach_to(p: object, run: Run) -> None:
-    """Attach to the sampler of this pass; raises Unsupported with the reason."""
-    attach(denoiser_of(p.sampler), family_of(p), run)
-
-
-def orders_control(p: object) -> bool:
-    """True where units of this host's ControlNet extension are on beside an SD3 model, for which it has no nets."""
-    model = getattr(p, "sd_model", None)
-    if not getattr(model, "is_sd3", False) or hasattr(model, "forge_objects"):
-        return False
+def asks_for_control(p: object) -> bool:
+    """True where units of this host's ControlNet extension are on beside a model of ours, for which it has no nets."""
     scripts = getattr(getattr(p, "scripts", None), "alwayson_scripts", ())
     panels = [script for script in scripts if script.title() == "ControlNet"]
     units = [unit for panel in panels for unit in p.script_args[panel.args_from : panel.args_to]]
     return any(unit.get("enabled") if isinstance(unit, dict) else getattr(unit, "enabled", False) for unit in units)
 
 
-def prepare_decode(_: object, __: int, ___: int, policy: str, say: Callable[[str], None]) -> None:
-    """Nothing can be done here: this host has no tiles of its own, and one VAE for all generations."""
-    if policy == "Always":
-        say("AUTOMATIC1111 has no tiled VAE of its own: the picture is decoded at once")
+class A1111:
+    """The `Host` of AUTOMATIC1111."""
 
+    name = "AUTOMATIC1111"
 
-def release_decode(_: object) -> None:
-    """Nothing was changed."""
+    def is_running(self) -> bool:
+        return find_spec("modules") is not None and find_spec("modules_forge") is None
+
+    def made(self, p: object) -> bool:
+        return hasattr(getattr(p.sd_model, "model", None), "diffusion_model") and not hasattr(
+            p.sd_model, "forge_objects"
+        )
+
+    def model_of(self, p: object) -> object:
+        return p.sd_model.model.diffusion_model
+
+    def advice(self) -> str:
+        models = ", ".join(family.support[self.name].models for family in families() if self.name in family.support)
+        return f"; {self.name} has {models} only, other models need Forge, Forge Neo or ersatzForge"
+
+    def check_samplers(self, p: object) -> None:
+        """Raise Unsupported for a sampler that calls no denoiser, made by its name as the host will make it."""
+        try:
+            from modules.sd_samplers import create_sampler
+        except ImportError:  # no host
+            return
+        hires = getattr(p, "hr_sampler_name", None) if getattr(p, "enable_hr", False) else None
+        for name in {p.sampler_name, hires or p.sampler_name}:
+            denoiser_of(create_sampler(name, p.sd_model))
+
+    def attach(self, p: object, model: RecognisedModel, run: Run) -> None:
+        attach(denoiser_of(p.sampler), model, run)
+
+    def is_attached(self, p: object) -> bool:
+        return is_ours(denoiser_of(p.sampler).forward, ATTACHED)
+
+    def prepare_decode(self, _: object, __: int, ___: int, policy: str, say: Say) -> None:
+        """Nothing can be done here: this host has no tiles of its own, and one VAE for all generations."""
+        if policy == "Always":
+            say(f"{self.name} has no tiled VAE of its own: the picture is decoded at once")
+
+    def release_decode(self, _: object) -> None:
+        """Nothing was changed."""
+
+    def register_control(self, _: ControlServices) -> None:
+        """This host's ControlNet extension knows no transformers."""
+
+    def unregister_control(self) -> None:
+        """Nothing was registered."""
+
+    def before_units_are_prepared(self, _: object, __: Callable[[object], None]) -> None:
+        """No unit is ours."""
+
+    def review_units(self, _: object, __: int | None, ___: Family | None, ____: Say) -> None:
+        """No unit is ours."""
+
+    def control_note(self) -> str:
+        """What the page and the picture's messages say of ControlNet."""
+        names = " and ".join(family.name for family in families() if self.name in family.support)
+        return (
+            f"ControlNet has no effect on {names} in this WebUI, whose extension does not know it. It has in Forge, "
+            "Forge Neo and ersatzForge."
+        )
+
+    def report_units(self, p: object, say: Say) -> None:
+        """Say that units have no effect on the model."""
+        try:
+            identify(self.model_of(p))
+        except Unsupported:
+            return
+        if asks_for_control(p):
+            say(self.control_note())

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from ..families import Family
 from .config import ResDiTConfig
 from .in_attention import pooled_phases
-from .layout import Grid, Layout
+from .layout import Layout
 from .phases import Phase, steps_per_phase
 from .pooling import coarse_grid
 
-LONGEST_TEXT = 512  # FLUX's; SD3's is shorter
 # The VAE's values alive per pixel of a picture decoded or encoded whole: 640 and 384 are allocated by the hosts' own
 # code, half as much again is for the convolutions' workspace.
 DECODE_VALUES, ENCODE_VALUES = 960, 576
 
 
-def attention_cost(
-    layout: Layout, config: ResDiTConfig, steps: int, text: int = LONGEST_TEXT, skipped: int = 0
-) -> float:
+def attention_cost(layout: Layout, config: ResDiTConfig, steps: int, text: int, skipped: int = 0) -> float:
     """Operations of a run's attention relative to plain attention at the same size and number of steps.
 
     Queries times keys, summed over the branches of every step but the first `skipped`; what the method adds around them
-    is not counted.
+    is not counted. `text` is the number of text tokens.
     """
     grid, base = layout.grid, layout.base
     whole, patch = text + grid.tokens, text + base.tokens
@@ -35,8 +31,3 @@ def attention_cost(
     }
     phases = steps_per_phase(config, steps, skipped)
     return sum(n * per_step[phase] for phase, n in phases.items()) / (sum(phases.values()) * whole**2)
-
-
-def activation_bytes(grid: Grid, family: Family, itemsize: int = 2) -> int:
-    """Memory that one picture's activations need at their peak, beside the weights, at `itemsize` bytes a number."""
-    return (LONGEST_TEXT + grid.tokens) * family.hidden_size * family.peak_vectors * itemsize

@@ -10,7 +10,7 @@ from enum import Enum
 
 from .config import ResDiTConfig
 
-FLUX_SHIFT = 1.15  # mu of FLUX.1-dev; the hosts use it at every size
+DEFAULT_SHIFT = 1.15  # mu, where nothing is known of the model
 LOWEST_START = 0.7  # the hosts' "DDIM" schedule type starts at .75 in two steps; lists for other models at .26 or 9999
 
 
@@ -22,7 +22,7 @@ class Phase(Enum):
     LOCAL = "local"
 
 
-def shifted_sigmas(steps: int, mu: float = FLUX_SHIFT) -> tuple[float, ...]:
+def shifted_sigmas(steps: int, mu: float = DEFAULT_SHIFT) -> tuple[float, ...]:
     """`steps` + 1 flow-matching noise levels from 1 to 0: sigma' = a sigma / (1 + (a - 1) sigma), a = e^mu."""
     a = math.exp(mu)
     return tuple(a * s / (1 + (a - 1) * s) for s in (1 - i / steps for i in range(steps + 1)))

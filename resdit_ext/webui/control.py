@@ -1,27 +1,20 @@
-"""ControlNet for FLUX and SD3 in the WebUI's panel, whether or not ResDiT itself is ticked."""
+"""ControlNet for our families in the WebUI's panel, whether or not ResDiT itself is ticked."""
 
 from __future__ import annotations
 
 import functools
 import logging
 from collections.abc import Callable
-from importlib.util import find_spec
 
-from ..errors import Unsupported
-from ..hosts import a1111
-from ..hosts.forge import control_panel as control_panel
-from ..hosts.forge import control_unit as control_unit
-from ..hosts.forge import model as forge
-from ..hosts.forge.control_pass import in_words
+from ..errors import Unsupported, in_words
+from ..families import Family
+from ..hosts import HOSTS, host_of, recognised_model, running_host
+from ..hosts.protocol import ControlServices
 from ..method.layout import Grid
 from . import lifecycle, passes, settings
 from .options import PIXELS_PER_TOKEN
 
 logger = logging.getLogger("ResDiT")
-NOTE = (
-    "ControlNet has no effect on SD3 in this WebUI, whose extension knows neither SD3 nor FLUX. It has in Forge, Forge "
-    "Neo and ersatzForge."
-)
 SAME_CHECKPOINT = (None, "", "Use same checkpoint")  # the hosts' words for a hires pass with the first one's model
 
 
@@ -45,29 +38,37 @@ def steps_of_pass(p: object) -> int:
 
 
 def page_note() -> str | None:
-    """What the page says of ControlNet where the panel is not one of ours; None where it is."""
-    return NOTE if find_spec("modules_forge") is None else None
+    """What the page says of ControlNet where the panel takes no nets of ours; None where it does."""
+    host = running_host()
+    return None if host is None else host.control_note()
 
 
 def register() -> None:
-    """Have the panel know control nets for FLUX and SD3."""
-    control_unit.register(
-        control_unit.Passes(
-            method=lifecycle.method_of_pass,
-            sigmas=passes.sigmas_of_pass,
-            steps=steps_of_pass,
-            default_shows=settings.union_mode,
-            say=lifecycle.tell,
-        )
+    """Have the panel know our control nets."""
+    services = ControlServices(
+        recognise=recognised_model,
+        method=lifecycle.method_of_pass,
+        sigmas=passes.sigmas_of_pass,
+        steps=steps_of_pass,
+        default_shows=settings.union_mode,
+        say=lifecycle.tell,
     )
+    for host in HOSTS:
+        host.register_control(services)
 
 
-def family_of_passes(p: object) -> str | None:
-    """The family of the model that makes all passes, by name; None where it is none of ours, or changes."""
+def unregister() -> None:
+    """Have the panel forget them."""
+    for host in HOSTS:
+        host.unregister_control()
+
+
+def family_of_passes(p: object) -> Family | None:
+    """The family of the model that makes all passes; None where it is none of ours, or changes."""
     if getattr(p, "enable_hr", False) and getattr(p, "hr_checkpoint_name", None) not in SAME_CHECKPOINT:
         return None
     try:
-        return forge.family_of(p).name
+        return recognised_model(p).family
     except Unsupported:
         return None
 
@@ -77,18 +78,17 @@ def review(p: object) -> None:
     """Look at the units, once the model is loaded and ResDiT has set the size."""
     method = lifecycle.method_of_pass(p, Grid(-(-p.height // PIXELS_PER_TOKEN), -(-p.width // PIXELS_PER_TOKEN)))
     most = None if method is None else PIXELS_PER_TOKEN * min(method[0].base.height, method[0].base.width)
-    control_panel.review(p, most, family_of_passes(p), functools.partial(lifecycle.tell, p))
+    host_of(p).review_units(p, most, family_of_passes(p), functools.partial(lifecycle.tell, p))
 
 
 @log_errors
 def before_process(p: object) -> None:
     """Have the units looked at before the panel works on them; call after ResDiT has set the size."""
-    control_panel.before_it_prepares(p, review)
-    if a1111.orders_control(p):
-        lifecycle.tell(p, NOTE)
+    for host in HOSTS:  # whose `p` it is tells its model, which may not be loaded yet; without a panel nothing happens
+        host.before_units_are_prepared(p, review)
 
 
 @log_errors
 def before_sampling(p: object) -> None:
-    """Tell of units that the panel has failed to prepare."""
-    control_panel.report_failures(p, functools.partial(lifecycle.tell, p))
+    """Tell of units that the panel has failed to prepare, or that have no effect."""
+    host_of(p).report_units(p, functools.partial(lifecycle.tell, p))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 
-from ..families import Family, Flux
-from ..method.cost import DECODE_VALUES, activation_bytes, attention_cost
+from ..families import Family, families
+from ..method.cost import DECODE_VALUES, attention_cost
 from ..method.in_attention import pooled_phases
 from ..method.layout import Grid, Layout, make_layout
 from ..method.phases import steps_per_phase
 from .options import PIXELS_PER_TOKEN, Request
 
 MEASURED_SCALE = 4.05  # the lab went to 4x
-# What the page assumes before a model is loaded.
-FLUX_DEV = SimpleNamespace(name=Flux.name, hidden_size=3072, peak_vectors=Flux.peak_vectors, pools=Flux.pools)
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def forecast(
     width: int,
     height: int,
     steps: int,
-    family: Family = FLUX_DEV,
+    family: Family | None = None,
     skipped: int = 0,
     which: str = "",
 ) -> Forecast:
@@ -115,19 +112,20 @@ def forecast(
         request: the options.
         width, height: of the picture that the pass makes, in pixels.
         steps: how many its list of noise levels has.
-        family: of the model; FLUX.1 dev's size by default.
+        family: of the model; the first of all, at its usual size, until one is loaded.
         skipped: how many of the steps, from the first, are not run.
         which: of two passes it is.
     """
-    run = steps - skipped
+    run, family = steps - skipped, family or families()[0]
     if not request.enabled:
         return Forecast(width, height, run, idle="switched off")
-    layout = make_layout(Grid(-(-height // PIXELS_PER_TOKEN), -(-width // PIXELS_PER_TOKEN)), request.config)
+    side = family.pixels_per_token
+    layout = make_layout(Grid(-(-height // side), -(-width // side)), request.config)
     if layout.is_base:
         base = request.values["base_size"]
         return Forecast(width, height, run, idle=f"{width}x{height} is not above the base size ({base} px squared)")
     config, warnings = request.config, []
-    if config.speed != "exact" and not family.pools:
+    if config.speed != "exact" and not family.webui.pools:
         config = replace(config, speed="exact")
         warnings.append(f"speed has no effect on {family.name}")
     elif config.speed != "exact" and not pooled_phases(layout, config):
@@ -141,7 +139,7 @@ def forecast(
         which,
         layout=layout,
         phases={phase.value: n for phase, n in steps_per_phase(config, steps, skipped).items() if n},
-        attention=attention_cost(layout, config, steps, skipped=skipped),
-        activations=activation_bytes(layout.grid, family),
+        attention=attention_cost(layout, config, steps, family.longest_text, skipped),
+        activations=family.activation_bytes(layout.grid),
         warnings=tuple(warnings),
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..errors import ResDiTError, Unsupported
-from ..hosts import fixed_size, host_of, progress
+from ..hosts import fixed_size, host_of, progress, recognised_model
 from ..method.config import ResDiTConfig
 from ..method.layout import Grid, Layout, make_layout
 from ..method.phases import Phase
@@ -174,7 +174,9 @@ def process(p: object, *_: object) -> None:
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None:
         return
-    plan = plan_of(p, generation.request, host_of(p).accept(p))
+    model = recognised_model(p)
+    host_of(p).check_samplers(p)
+    plan = plan_of(p, generation.request, model.family)
     tell(p, plan.line(), logging.INFO)
     if plan.active:
         p.extra_generation_params.update(infotext.parameters(generation.request, final_size(p)))
@@ -205,9 +207,8 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
     prepare_vae(p, generation)
     if not wants_this_pass(p, generation.request.values["apply_to"]):
         return
-    host = host_of(p)
-    family, x = host.family_of(p), kwargs.get("x")
-    if x is not None and method_of_pass(p, family.grid(x)) is None:
+    model, x = recognised_model(p), kwargs.get("x")
+    if x is not None and method_of_pass(p, model.adapter.grid(x)) is None:
         return
     generation.release()  # the passes before, and after a change of model what was made for the other one
     run = generation.run_of(p.sampler)
@@ -219,7 +220,7 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
             run.say(f"the sampler's timesteps are made for older models: they {UNSUITABLE}")
         generation.runs.append(run)
         generation.sampler = weakref.ref(p.sampler)
-    host.attach_to(p, run)
+    host_of(p).attach(p, model, run)
 
 
 @guarded
@@ -230,7 +231,7 @@ def before_step(p: object) -> None:
     if run is None or host_of(p).is_attached(p):
         return
     run.release()  # made for the other model
-    host_of(p).attach_to(p, run)
+    host_of(p).attach(p, recognised_model(p), run)
     logger.info("the model was changed: it has ResDiT too")
 
 

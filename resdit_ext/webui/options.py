@@ -195,7 +195,7 @@ def complete_size(given: dict[str, object]) -> dict[str, object]:
 
     A `width` or `height` alone is a size of its own (ratio "Free"), and a missing one of the two is the other; a
     `long_side` alone is one too. Where none of them is given, nor `size` or `ratio`, the request keeps its own size:
-    `portrait` only rotary a frame, and there is none.
+    `portrait` only turns a frame, and there is none.
     """
     sides = [name for name in ("width", "height") if name in given]
     if sides and "ratio" not in given and given.get("size", CUSTOM_SIZE) == CUSTOM_SIZE:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from ..families import Family
 from . import settings
-from .forecast import FLUX_DEV, Forecast, forecast
+from .forecast import Forecast, forecast
 from .options import BOTH_PASSES, FIRST_PASS, HIRES_PASS, WEBUI_SIZE, Request, output_size
 
 LATENT_PIXEL = 8
@@ -108,7 +108,7 @@ def final_size(p: object) -> tuple[int, int]:
     return x or y * p.width // p.height, y or x * p.height // p.width
 
 
-def plan_of_pass(p: object, request: Request, family: Family, hires: bool) -> Forecast:
+def plan_of_pass(p: object, request: Request, family: Family | None, hires: bool) -> Forecast:
     """What will happen in one pass."""
     size = final_size(p) if hires or not has_hires(p) else (p.width, p.height)
     steps = steps_of(p, hires)
@@ -116,7 +116,7 @@ def plan_of_pass(p: object, request: Request, family: Family, hires: bool) -> Fo
     return forecast(request, *size, steps.listed, family, skipped=steps.skipped, which=which)
 
 
-def plan_of(p: object, request: Request, family: Family = FLUX_DEV) -> Forecast:
+def plan_of(p: object, request: Request, family: Family | None = None) -> Forecast:
     """What will happen, with hires in the last pass in which anything does."""
     choice = request.values["apply_to"] if has_hires(p) else FIRST_PASS
     passes = {BOTH_PASSES: (True, False), FIRST_PASS: (False,), HIRES_PASS: (True,)}[choice]

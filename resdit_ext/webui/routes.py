@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from .. import __version__
 from ..errors import ResDiTError, quoted
-from ..families import SD3
+from ..families import families
 from ..method.config import PRESETS
-from .forecast import FLUX_DEV, forecast
+from .forecast import forecast
 from .options import BY_NAME, FREE_RATIO, OPTIONS, WEBUI_SIZE, Option, output_size, parse_request
 from .xyz import PRESET, parse_text
 
-# The hidden size is SD3.5-medium's and SD3-medium's.
-SD3_MEDIUM = SimpleNamespace(name=SD3.name, hidden_size=1536, peak_vectors=SD3.peak_vectors, pools=SD3.pools)
-MODELS = {"flux": FLUX_DEV, "sd3": SD3_MEDIUM}
-MODEL = Option("model", "Model", "choice", "flux", choices=tuple(MODELS))
-STEPS = Option("steps", "Steps", "number", 20, low=1, high=1000)
+STEPS = Option("steps", "Steps", "number", families()[0].steps, low=1, high=1000)
+
+
+def model_option() -> Option:
+    """The choice of a family, by its key in the API."""
+    keys = tuple(family.key for family in families())
+    return Option("model", "Model", "choice", keys[0], choices=keys)
 
 
 def schema_of(option: Option) -> dict[str, object]:
@@ -70,17 +71,19 @@ def plan(query: Mapping[str, str]) -> dict[str, object]:
     The options mean what they mean in `args`, so that `size`, `ratio` and `long_side` change the picture's size; with
     the ratio Free it is the request's.
     """
-    known = BY_NAME | {option.name: option for option in (MODEL, STEPS, PRESET)}
+    model = model_option()
+    known = BY_NAME | {option.name: option for option in (model, STEPS, PRESET)}
     if unknown := [name for name in query if name not in known]:
         raise ResDiTError(f"unknown field {quoted(unknown[0])}; the fields are {', '.join(known)}")
     if missing := [name for name in ("width", "height", "steps") if name not in query]:
         raise ResDiTError(f"{missing[0]} is missing; width, height and steps are needed")
     values = {name: parse_text(known[name], text) for name, text in query.items()}
-    model, steps = values.pop("model", MODEL.default), values.pop("steps")
+    key, steps = values.pop("model", model.default), values.pop("steps")
+    family = next(family for family in families() if family.key == key)
     sides = {name: values.pop(name) for name in ("width", "height")}
     request = parse_request((values | (sides if values.get("ratio") == FREE_RATIO else {}),))
     size = output_size(request.values, **sides) if request.enabled else tuple(sides.values())
-    return forecast(request, *size, steps, MODELS[model]).as_dict()
+    return forecast(request, *size, steps, family).as_dict()
 
 
 def answering(compute: Callable[[Mapping[str, str]], dict[str, object]]) -> Callable[[Request], JSONResponse]:

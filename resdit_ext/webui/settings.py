@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..control.flux import MODES
+from ..control.token_nets import MODES
 from ..method.config import PRESETS
 from .options import BY_NAME, DEFAULTS, PIXELS_PER_TOKEN, preset_values
 

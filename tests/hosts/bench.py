@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from resdit_ext import ResDiTConfig
-from resdit_ext.hosts.forge.model import attach
 from resdit_ext.method.run import Run
+from tests.attaching import attach
 from tests.hosts import kit
 
 CHECKS: dict[str, Callable[[Bench], str]] = {}

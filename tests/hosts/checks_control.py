@@ -12,15 +12,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from resdit_ext.control import family_module, recognise
+from resdit_ext.control import recognise
 from resdit_ext.control.call import Call
 from resdit_ext.control.nets import build
-from resdit_ext.hosts.forge import control_unit as control_unit
-from resdit_ext.hosts.forge.model import attach
+from resdit_ext.families import families, identify
+from resdit_ext.hosts.forge import control_unit
+from resdit_ext.hosts.protocol import ControlServices
 from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.run import Run
+from tests.attaching import attach
 from tests.hosts import kit
 from tests.hosts.bench import BASE, CONFIG, TRIPLE, Bench, Skipped, big, check, same, small
+
+FORMATS = [family.control for family in families() if family.control is not None]
 
 CONTROL = "control"
 SIGMA = 0.8
@@ -48,12 +52,12 @@ def control_nets_equal_diffusers(bench: Bench) -> str:
     """Every kind, made by the host's diffusers with the host's layers, returns what a new diffusers does."""
     worst = 0.0
     for kind, tensors in handed_nets(bench).items():
-        checkpoint = recognise(below(tensors, "weights"), Path("net.safetensors"))
+        checkpoint = recognise(below(tensors, "weights"), Path("net.safetensors"), FORMATS)
         net = build(checkpoint, torch.float32, control_unit.host_operations(torch.float32))
         given, side = below(tensors, "in"), tensors["in/latent"].shape[-1] // 2
         call = {name: value for name, value in given.items() if name != "embedded"}
         with torch.inference_mode():
-            got = family_module(checkpoint.family).residuals(
+            got = checkpoint.format.residuals(
                 net, Call(**call, grid=Grid(side, side), shows="depth", embed=lambda given=given: given["embedded"])
             )
         expected = below(tensors, "out")
@@ -73,14 +77,14 @@ def control_nets_in_eight_bits(bench: Bench) -> str:
         weights = below(tensors, "weights")
         eight = {n: v.to(torch.float8_e4m3fn) if v.ndim > 1 and "pos_embed" not in n else v for n, v in weights.items()}
         path, given = Path("net.safetensors"), below(tensors, "in")
-        checkpoint = recognise(eight, path)
+        checkpoint = recognise(eight, path, FORMATS)
         net = build(checkpoint, torch.float32, control_unit.host_operations(torch.float32))
         stored = {p.dtype for name, p in net.named_parameters() if p.ndim > 1 and "pos_embed" not in name}
         same(stored, {torch.float8_e4m3fn}, f"{kind}: types")
-        plain = build(recognise({name: value.float() for name, value in eight.items()}, path))
+        plain = build(recognise({name: value.float() for name, value in eight.items()}, path, FORMATS))
         side = given["latent"].shape[-1] // 2
         call = Call(**{n: v for n, v in given.items() if n != "embedded"}, grid=Grid(side, side), shows="depth")
-        module = family_module(checkpoint.family)
+        module = checkpoint.format
         with torch.inference_mode():
             outs = [module.residuals(each, call).double for each in (net, plain)]
         found.append(max(kit.error(a, b) for a, b in zip(*outs, strict=True)))
@@ -101,7 +105,8 @@ class Generation:
             return torch.nn.functional.avg_pool2d(picture, 8).repeat(1, 6, 1, 1)[:, :channels]
 
         self.sd_model = SimpleNamespace(forge_objects=objects, encode_first_stage=encode)
-        control_unit.ResDiTControl.passes = control_unit.Passes(
+        control_unit.ResDiTControl.services = ControlServices(
+            recognise=lambda p: identify(p.sd_model.forge_objects.unet.model.diffusion_model),
             method=lambda p, grid: config and (make_layout(grid, config), config),
             sigmas=lambda p: None,
             steps=lambda p: 35,
@@ -315,12 +320,12 @@ def control_in_bfloat16(bench: Bench) -> str:
     found = []
     for family, kind in (("flux", "flux fitting"), ("sd3", "sd3 fitting")):
         tensors = handed_nets(bench)[kind]
-        checkpoint = recognise(below(tensors, "weights"), Path("net.safetensors"))
+        checkpoint = recognise(below(tensors, "weights"), Path("net.safetensors"), FORMATS)
         given, side = below(tensors, "in"), tensors["in/latent"].shape[-1] // 2
         half = {name: value.bfloat16() for name, value in given.items() if name not in ("sigma", "embedded")}
         call = Call(**half, sigma=given["sigma"], grid=Grid(side, side), shows="depth")
         host = build(checkpoint, torch.bfloat16, control_unit.host_operations(torch.bfloat16))
-        module = family_module(checkpoint.family)
+        module = checkpoint.format
         with torch.inference_mode():
             mine, theirs = (module.residuals(net, call).both for net in (host, build(checkpoint, torch.bfloat16)))
         found += [kit.error(a, b) for a, b in zip(mine, theirs, strict=True)]

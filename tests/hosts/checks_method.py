@@ -15,10 +15,10 @@ from torch import nn
 
 from resdit_ext import ResDiTConfig, Unsupported
 from resdit_ext.families import identify
-from resdit_ext.hosts.forge.model import attach
 from resdit_ext.method.phases import Phase
 from resdit_ext.method.run import Run
 from tests import reference
+from tests.attaching import attach
 from tests.hosts import kit
 from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, Skipped, big, check, same, small
 

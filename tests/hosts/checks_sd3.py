@@ -8,11 +8,11 @@ from torch import Tensor
 
 from resdit_ext import Unsupported
 from resdit_ext.families import identify
-from resdit_ext.hosts.forge.model import attach
 from resdit_ext.method.layout import Grid, base_grid
 from resdit_ext.method.run import Run
 from resdit_ext.monkeypatch import swapped
 from tests import reference
+from tests.attaching import attach
 from tests.hosts import kit
 from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, Skipped, big, check, same, small
 

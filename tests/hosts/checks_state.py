@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from resdit_ext.hosts.forge.model import attach
 from resdit_ext.method.memory import OutOfMemory
 from resdit_ext.method.phases import shifted_sigmas
 from resdit_ext.method.run import Run
 from resdit_ext.monkeypatch import swapped
+from tests.attaching import attach
 from tests.hosts import kit
 from tests.hosts.bench import CONFIG, PHASES, TRIPLE, Bench, Skipped, check, same, small
 

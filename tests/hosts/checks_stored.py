@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from resdit_ext.hosts.forge.model import attach
 from resdit_ext.method.run import Run
+from tests.attaching import attach
 from tests.hosts import kit
 from tests.hosts.bench import CONFIG, PHASES, TRIPLE, Bench, Skipped, big, check, small
 

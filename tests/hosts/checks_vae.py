@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from resdit_ext.hosts.forge.model import prepare_decode, release_decode
+from resdit_ext.hosts.forge.vae import prepare_decode, release_decode
 from resdit_ext.monkeypatch import swapped
 from tests.hosts import kit
 from tests.hosts.bench import Bench, check, same

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from resdit_ext import ResDiTConfig, apply_resdit, remove_resdit
+from resdit_ext.families import families
 from tests.hosts import checks_control, checks_method, checks_sd3, checks_state, checks_stored, checks_vae  # noqa: F401 (importing registers the checks)
 from tests.hosts.bench import CHECKS, PHASES
 
@@ -26,7 +27,6 @@ TIMEOUT = 1200  # seconds, for all checks of one host
 
 def control_data():
     """By kind a control net's weights, a call's arguments and what diffusers' class returns."""
-    from resdit_ext.control import FAMILIES
     from resdit_ext.control.call import Call
     from resdit_ext.method.layout import Grid
     from tests.control_nets import FITTING, KINDS, as_stability, as_xlabs, net_of
@@ -34,7 +34,7 @@ def control_data():
     data, side, text = {}, 4, 5
     for kind in (*KINDS, *FITTING):
         net = net_of(kind)
-        module, config = FAMILIES[kind.startswith("sd3")], net.config
+        form, config = families()[kind.startswith("sd3")].control, net.config
         channels = config["in_channels"] // (1 if kind.startswith("sd3") else 4)
         given = dict(
             latent=torch.randn(2, channels, 2 * side, 2 * side),
@@ -44,13 +44,13 @@ def control_data():
             pooled=torch.randn(2, config["pooled_projection_dim"]),
             guidance=torch.full((2,), 3.5),
         )
-        if module.sees_pixels(net):
+        if form.sees_pixels(net):
             given["hint"] = torch.randn(2, 3, 16 * side, 16 * side)
         embedded = torch.randn(2, side * side, 128)
         with torch.inference_mode():
-            out = module.residuals(net, Call(**given, grid=Grid(side, side), shows="depth", embed=lambda e=embedded: e))
+            out = form.residuals(net, Call(**given, grid=Grid(side, side), shows="depth", embed=lambda e=embedded: e))
         state = net.state_dict()
-        state = as_xlabs(state) if module.sees_pixels(net) else state
+        state = as_xlabs(state) if form.sees_pixels(net) else state
         state = as_stability(state, 0.0) if kind == "sd3.5 8b" else state
         parts = {"weights": state, "in": given | {"embedded": embedded}}
         parts["out"] = {f"double.{i}": value for i, value in enumerate(out.double)}

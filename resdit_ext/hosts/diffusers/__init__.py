@@ -1,4 +1,4 @@
-"""diffusers: `apply_resdit(pipe, config)` for the pipelines, transformers and control nets of FLUX and SD3.
+"""diffusers: `apply_resdit(pipe, config)` for the pipelines, transformers and control nets of the families.
 
 Only calls of the objects that are given go through this package, and only of them: a second pipeline in the process is
 never touched, and offloading, compiling, LoRA and IP-Adapter may come before or after.
@@ -10,19 +10,16 @@ import threading
 from collections.abc import Callable, Sequence
 
 from ...errors import ResDiTError, Unsupported
+from ...families import Family, families
 from ...method.config import ResDiTConfig
-from ...method.phases import FLUX_SHIFT
 from ...method.run import Run
 from ...monkeypatch import intercept, let_go
-from . import control, flux, sd3
-from .shift import check_shift, pinned_shift
+from .shift import FAMILYS_OWN, check_shift, pinned_shift
 
-ADAPTERS = {
-    "FluxTransformer2DModel": flux.around_calls,
-    "SD3Transformer2DModel": sd3.around_calls,
-    "FluxControlNetModel": control.around_flux_calls,
-    "SD3ControlNetModel": control.around_sd3_calls,
-}
+
+def family_of(model: object) -> Family | None:
+    """The family that has this class of diffusers, or None."""
+    return next((family for family in families() if type(model).__name__ in family.diffusers), None)
 
 
 def models_of(pipe_or_model: object) -> list[object]:
@@ -107,16 +104,16 @@ def apply_resdit(
     pipe_or_transformer: object,
     config: ResDiTConfig | None = None,
     sigmas: Sequence[float] | None = None,
-    shift: float | None = FLUX_SHIFT,
+    shift: float | str | None = FAMILYS_OWN,
 ) -> Run:
     """Make a diffusers pipeline or transformer generate above its training size; applying again replaces.
 
     Args:
-        pipe_or_transformer: a FluxPipeline or StableDiffusion3Pipeline (any variant, with its control nets), or the
-            transformer of one, compiled or not.
+        pipe_or_transformer: a pipeline of a supported family (any variant, with its control nets), or the transformer
+            of one, compiled or not.
         config: the method's parameters, by default the Balanced setting.
-        sigmas: the run's full list of noise levels; by default the pipeline's scheduler's, or FLUX.1's own.
-        shift: mu of the noise levels above the base size, 0 to 5, by default FLUX.1's at its training size; without
+        sigmas: the run's full list of noise levels; by default the pipeline's scheduler's, or the family's own.
+        shift: mu of the noise levels above the base size, 0 to 5, by default the family's at its training size; without
             it diffusers' would grow until pictures above 2048 pixels are not denoised. None leaves the pipeline's own;
             a transformer alone has none.
 
@@ -124,7 +121,7 @@ def apply_resdit(
         The Run, whose `calls` counts what was computed.
 
     Raises:
-        Unsupported: neither a FLUX.1 nor an SD3 transformer, a diffusers too old to be hooked, or context parallelism.
+        Unsupported: a transformer of no supported family, a diffusers too old to be hooked, or context parallelism.
         ResDiTError: `config` is no ResDiTConfig, or `shift` is out of range.
 
     Example:
@@ -136,14 +133,17 @@ def apply_resdit(
         raise ResDiTError(f"config is {config!r}; pass a ResDiTConfig")
     check_shift(shift)
     models = models_of(pipe_or_transformer)
-    if unknown := [inner(model) for model in models if type(inner(model)).__name__ not in ADAPTERS]:
-        raise Unsupported(f"{type(unknown[0]).__name__} is not one of {', '.join(ADAPTERS)}")
+    found = [family_of(inner(model)) for model in models]
+    if None in found:
+        known = ", ".join(name for family in families() for name in family.diffusers)
+        raise Unsupported(f"{type(inner(models[found.index(None)])).__name__} is not one of {known}")
+    shift = found[0].shift if shift == FAMILYS_OWN else shift
     run, arounds = Run(config, sigmas), []
     levels = Levels(run, fixed=sigmas is not None)
-    for model in models:
+    for model, family in zip(models, found, strict=True):
         check_whole(inner(model))
-        adapter = ADAPTERS[type(inner(model)).__name__]
-        arounds.append(one_by_one(inner(model), levels, adapter(inner(model), run)))
+        around_calls = family.diffusers[type(inner(model)).__name__]
+        arounds.append(one_by_one(inner(model), levels, around_calls(inner(model), run)))
     remove_resdit(pipe_or_transformer)
     for model, around in zip(models, arounds, strict=True):
         intercept(model, "__call__", around)

@@ -14,11 +14,12 @@ from ...method.run import Run
 from ...monkeypatch import intercepted
 
 LOWEST, HIGHEST = 0.0, 5.0
+FAMILYS_OWN = "family"
 
 
 def check_shift(shift: object) -> None:
-    """Raise ResDiTError unless `shift` is None or a number that leaves a picture denoised."""
-    if shift is not None:
+    """Raise ResDiTError unless `shift` is None, "family" or a number that leaves a picture denoised."""
+    if shift is not None and shift != FAMILYS_OWN:
         check_number("shift", shift, LOWEST, HIGHEST)
 
 

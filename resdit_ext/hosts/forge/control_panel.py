@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ...control.checkpoint import PICKLED, SUFFIXES, made_for_others, why_unreadable
+from ...families import Family
 
 TITLE = "ControlNet"
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -75,7 +76,7 @@ def changed(unit: object, **values: object) -> object:
     return unit
 
 
-def why_useless(file: Path, family: str | None) -> str | None:
+def why_useless(file: Path, family: Family | None) -> str | None:
     """Why a unit with this file cannot work beside a model of this family of ours (None: another), or None."""
     if reason := why_unreadable(file):
         return reason
@@ -84,16 +85,16 @@ def why_useless(file: Path, family: str | None) -> str | None:
     if file.suffix.lower() not in SUFFIXES:
         return PICKLED
     kind = made_for_others(file)
-    return kind and f"it is a {kind}, and the model is {family}"
+    return kind and f"it is a {kind}, and the model is {family.name}"
 
 
-def review(p: object, most: int | None, family: str | None, say: Callable[[str], None]) -> None:
+def review_units(p: object, most: int | None, family: Family | None, say: Callable[[str], None]) -> None:
     """Switch off, for this generation, units that cannot work, and keep preprocessors at a size they were made for.
 
     Args:
         p: the host's object of the generation.
         most: pixels of the short side that "pixel perfect" may ask of a preprocessor; None for any.
-        family: of the loaded model, by name, where all passes use it and it is one of ours; else None.
+        family: of the loaded model, where all passes use it and it is one of ours; else None.
         say: tells the user once.
     """
     panel = panel_of(p)
@@ -116,7 +117,7 @@ def review(p: object, most: int | None, family: str | None, say: Callable[[str],
         p.script_args = type(p.script_args)(arguments)
 
 
-def before_it_prepares(p: object, act: Callable[[object], None]) -> None:
+def before_units_are_prepared(p: object, act: Callable[[object], None]) -> None:
     """Have `act(p)` run once, right before the panel prepares the units: the model is loaded by then, and not before.
 
     The panel comes before this extension in each of the host's hooks, and the hooks before that one are too early.
@@ -136,7 +137,7 @@ def before_it_prepares(p: object, act: Callable[[object], None]) -> None:
     panel.process = process
 
 
-def report_failures(p: object, say: Callable[[str], None]) -> None:
+def report_units(p: object, say: Callable[[str], None]) -> None:
     """Tell which unit the panel could not prepare; it goes on without it and those after it."""
     panel = panel_of(p)
     if panel is None:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -14,24 +13,19 @@ from torch import Tensor, nn
 
 from ...control.added import LazyResiduals, UnitShare
 from ...control.call import Call, Residuals
+from ...control.format import ControlFormat
 from ...control.hint import repeated
 from ...control.treatment import PatchBlender, at_high_resolution
-from ...errors import Unsupported
-from ...families import Family
+from ...errors import Unsupported, in_words
+from ...families import RecognisedModel
 from ...method.blend import Joiner
 from ...method.config import ResDiTConfig
 from ...method.layout import Grid, Layout
 from ...method.memory import OutOfMemory
 
 logger = logging.getLogger("ResDiT")
-GUIDANCE = 3.5  # FLUX.1-dev's own, for a net that wants one where the model has none
+GUIDANCE = 3.5  # for a net that wants one where the model has none
 LIVE_VECTORS = 25  # a net's activations at their peak in hidden vectors a token, as counted for the model's own blocks
-
-
-def in_words(error: Exception) -> str:
-    """An error in one line of bounded length."""
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 class NetModule(nn.Module):
@@ -47,8 +41,8 @@ class ControlUnitPass:
     """One unit in one pass.
 
     Attributes:
-        module: of the net's family.
-        family: of the model.
+        form: of the net.
+        recognised: the model of this pass.
         patcher: the host's, of a `NetModule` net.
         hint: its latents, or pixels, on the grid to run at; None once the unit is out.
         patch_hints: the same of each patch, by its first token (row, column).
@@ -62,8 +56,8 @@ class ControlUnitPass:
         say: tells the user once.
     """
 
-    module: ModuleType
-    family: Family
+    form: ControlFormat
+    recognised: RecognisedModel
     patcher: object
     hint: Tensor | None
     patch_hints: Mapping[tuple[int, int], Tensor]
@@ -89,7 +83,7 @@ class ControlUnitPass:
     @property
     def joins(self) -> bool:
         """True where the net's residuals for the patches are joined into the picture's."""
-        return bool(self.patch_hints) and not self.module.MODEL_ON_PATCHES
+        return bool(self.patch_hints) and not self.form.model_on_patches
 
     @property
     def cond_hint_original(self) -> Tensor:
@@ -118,7 +112,7 @@ class ControlUnitPass:
         vectors = (LIVE_VECTORS + returned) * self.grid.tokens
         vectors += (returned if self.joins else 2) * self.picture.tokens
         rows = 0 if self.hint is None else len(self.hint)
-        mine = rows * vectors * self.family.hidden_size * held.compute.itemsize
+        mine = rows * vectors * self.recognised.family.hidden_size * held.compute.itemsize
         before = self.previous_controlnet
         return mine + (before.inference_memory_requirements(dtype) if before is not None else 0)
 
@@ -144,24 +138,24 @@ class ControlUnitPass:
         shares = self.shares(x, t, cond)
         if not shares:
             return None
-        model, dtype = self.model.diffusion_model, self.model.computation_dtype
+        dtype, blocks = self.model.computation_dtype, self.block_counts()
         double, single = zip(*shares, strict=True)
-        if self.family.name == "SD3":
-            return LazyResiduals(
-                double, len(model.joint_blocks), self.picture, dtype, 0, partial(self.on_patch, t, cond)
-            )
+        if self.form.model_on_patches:
+            return LazyResiduals(double, blocks[0], self.picture, dtype, 0, partial(self.on_patch, t, cond))
         return {
-            "input": LazyResiduals(double, len(model.double_blocks), self.picture, dtype),
-            "output": LazyResiduals(single, len(model.single_blocks), self.picture, dtype),
+            "input": LazyResiduals(double, blocks[0], self.picture, dtype),
+            "output": LazyResiduals(single, blocks[1], self.picture, dtype),
         }
 
     def on_patch(self, t: Tensor, cond: dict, patch: Tensor, tokens: Tensor) -> LazyResiduals:
-        """What all linked units add in a call of an SD3 model on the patch of the picture with these tokens."""
+        """What all linked units add in a call of the model on the patch of the picture with these tokens."""
         start = divmod(int(tokens[0]), self.picture.width)
         double = [double for double, _ in self.shares(patch, t, cond, start)]
-        return LazyResiduals(
-            double, len(self.model.diffusion_model.joint_blocks), self.grid, self.model.computation_dtype, 0
-        )
+        return LazyResiduals(double, self.block_counts()[0], self.grid, self.model.computation_dtype, 0)
+
+    def block_counts(self) -> list[int]:
+        """How many blocks of each kind the model has."""
+        return [len(getattr(self.model.diffusion_model, name)) for name in self.form.blocks]
 
     def shares(
         self, x: Tensor, t: Tensor, cond: dict, start: tuple[int, int] | None = None
@@ -175,7 +169,7 @@ class ControlUnitPass:
         highest, lowest = self.levels
         if self.hint is None or not self.strength or not lowest < float(t[0]) <= highest:
             return before
-        if self.family.grid(x) != (self.picture if start is None else self.grid):
+        if self.recognised.adapter.grid(x) != (self.picture if start is None else self.grid):
             self.say("is left out: another extension calls the model on tiles")
             return before
         try:
@@ -193,7 +187,7 @@ class ControlUnitPass:
     def share(self, x: Tensor, t: Tensor, cond: dict, start: tuple[int, int] | None) -> tuple[UnitShare, UnitShare]:
         """What this unit adds after double and after single blocks; raises what the net raises."""
         returned, grid = self.returned(x, t, cond, start)
-        expected = len(x), grid.tokens, self.family.hidden_size
+        expected = len(x), grid.tokens, self.recognised.family.hidden_size
         for residual in returned.both:
             if tuple(residual.shape) != expected:
                 raise Unsupported(f"it returned {tuple(residual.shape)} where the model has {expected}")
@@ -205,7 +199,7 @@ class ControlUnitPass:
             extent = self.picture if start is None else self.grid
             mask = self.mask[:, row : row + extent.height, col : col + extent.width].flatten(1, 2)
         double, single = (
-            UnitShare(blocks, grid, self.strength, self.module.index_of, returned.cyclic, mask, rows)
+            UnitShare(blocks, grid, self.strength, self.form.index_of, returned.cyclic, mask, rows)
             for blocks in (returned.double, returned.single)
         )
         return double, single
@@ -217,7 +211,7 @@ class ControlUnitPass:
 
         def run(latent: Tensor, start: tuple[int, int] | None) -> Residuals:
             hint = self.hint if start is None else self.patch_hints[start]
-            return self.module.residuals(self.patcher.model.net, self.call(latent, t, cond, hint))
+            return self.form.residuals(self.patcher.model.net, self.call(latent, t, cond, hint))
 
         if start is not None or self.method is None:
             return run(latent, start), self.grid
@@ -251,7 +245,7 @@ class ControlUnitPass:
         )
 
     def embedded(self, latent: Tensor) -> Tensor:
-        """(B, h*w, C) tokens of a latent by the SD3 model's own embedding and positions."""
+        """(B, h*w, C) tokens of a latent by the model's own embedding and positions."""
         model = self.model.diffusion_model
         tokens = model.x_embedder(latent.to(self.model.computation_dtype))
         return tokens + model.cropped_pos_embed(latent.shape[-2:]).to(tokens)

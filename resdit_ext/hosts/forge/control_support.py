@@ -1,4 +1,4 @@
-"""Control in a FLUX whose forward drops it, as Forge's and ersatzForge's does; Neo's and every SD3 take it."""
+"""Control in a model whose forward drops it, as of some models Forge's and ersatzForge's do, and Neo's does not."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager
 from torch import Tensor, nn
 
 from ...control.added import LazyResiduals
-from ...monkeypatch import changed_outputs
+from ...monkeypatch import changed_outputs, is_ours, replacing
 
 WRAPPER = "model_function_wrapper"
+ADDS = "control"
 
 
 def adding(model: nn.Module, control: dict[str, LazyResiduals], text: int) -> AbstractContextManager:
-    """Have a FLUX whose forward drops `control` add it to the image tokens after each of its blocks, for one call.
+    """Have a model whose forward drops `control` add it to the image tokens after each of its blocks, for one call.
 
     Args:
         model: the host's.
@@ -49,7 +50,7 @@ def with_control_support(unet: object) -> object:
     """The unet where its model takes control itself; else a clone whose model function adds it, chained as ours are."""
     model = unet.model.diffusion_model
     outer = unet.model_options.get(WRAPPER)
-    if "control" in inspect.signature(model.forward).parameters or hasattr(outer, "resdit_adds_control"):
+    if "control" in inspect.signature(model.forward).parameters or is_ours(outer, ADDS):
         return unet
     clone = unet.clone()
 
@@ -66,6 +67,5 @@ def with_control_support(unet: object) -> object:
             return outer(innermost, args)
         return innermost(args["input"], args["timestep"], **args["c"])
 
-    wrapper.resdit_adds_control = True
-    clone.set_model_unet_function_wrapper(wrapper)
+    clone.set_model_unet_function_wrapper(replacing(wrapper, outer, ADDS))
     return clone

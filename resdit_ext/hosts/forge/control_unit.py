@@ -1,4 +1,4 @@
-"""FLUX and SD3 control nets in the ControlNet panel of Forge, Forge Neo and ersatzForge.
+"""Our families' control nets in the ControlNet panel of Forge, Forge Neo and ersatzForge.
 
 The panel offers a file's tensors to every registered class, sets the unit's weight, range, mode and mask on what one
 makes of them, and asks it before every sampling to link itself into the unet. The nets are diffusers' own; the host
@@ -10,53 +10,32 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...control import family_module, recognise
+from ...control import recognise
 from ...control.added import token_mask
 from ...control.checkpoint import PICKLED, SUFFIXES, Checkpoint, Weights, why_unreadable
 from ...control.hint import pixels, seeded, shown, toned
 from ...control.nets import build, check_shapes
-from ...errors import ResDiTError, Unsupported
-from ...families import Family, identify
-from ...method.config import ResDiTConfig
-from ...method.layout import Grid, Layout
+from ...errors import ResDiTError, Unsupported, in_words
+from ...families import RecognisedModel, families
 from ...method.memory import OutOfMemory
 from ...method.phases import levels_between, shifted_sigmas, usable_sigmas
 from ..lifetime import release_with, teller
+from ..protocol import ControlServices
 from .control_fit import misfit
-from .control_pass import ControlUnitPass, NetModule, in_words
+from .control_pass import ControlUnitPass, NetModule
 from .control_support import with_control_support
+from .vae import latent_pixel
 
 logger = logging.getLogger("ResDiT")
-
-LATENT_PIXEL = 8  # pixels a side of a latent, in FLUX's and SD3's autoencoder
-
-
-@dataclass(frozen=True)
-class Passes:
-    """What the units ask of the pass that is about to begin.
-
-    Attributes:
-        method: (p, grid of the picture) -> ResDiT's layout of it and parameters, or None where it does not act.
-        sigmas: p -> its full list of noise levels, or None.
-        steps: p -> its number of steps.
-        default_shows: () -> what a hint shows where neither control type nor preprocessor tells.
-        say: (p, message) tells the user once.
-    """
-
-    method: Callable[[object, Grid], tuple[Layout, ResDiTConfig] | None]
-    sigmas: Callable[[object], Sequence[float] | None]
-    steps: Callable[[object], int]
-    default_shows: Callable[[], str]
-    say: Callable[[object, str], None]
 
 
 def host_operations(compute: torch.dtype) -> Callable[[torch.dtype], AbstractContextManager]:
@@ -86,7 +65,7 @@ def encode(p: object, checkpoint: Checkpoint, picture: Tensor) -> Tensor:
 
 def read(weights: Weights, path: Path) -> Checkpoint | None:
     """The control net in a file; None where it is another class's; raises Unsupported where it cannot be used."""
-    checkpoint = recognise(weights, path)
+    checkpoint = recognise(weights, path, [family.control for family in families() if family.control is not None])
     if checkpoint is None:
         return None
     if path.suffix.lower() not in SUFFIXES:
@@ -113,7 +92,7 @@ class ResDiTControl:
         refusal: why.
     """
 
-    passes: Passes  # set by `register`
+    services: ControlServices  # set by `register`
 
     def __init__(self, path: Path, checkpoint: Checkpoint | None, refusal: str | None = None) -> None:
         self.path, self.checkpoint, self.refusal, self.stamp = path, checkpoint, refusal, stamp_of(path)
@@ -161,7 +140,7 @@ class ResDiTControl:
     ) -> None:
         """Link the net into this pass's unet; where that cannot be, say why and leave the unet as it is."""
         self.advanced_mask_weighting = None  # the panel's copy of `mask`, which its cache of files would keep
-        say = teller(process, f"ControlNet {self.path.name} ", self.passes.say)
+        say = teller(process, f"ControlNet {self.path.name} ", self.services.say)
         if self.refusal is not None:
             say(f"is left out: {self.refusal}")
             return
@@ -178,9 +157,9 @@ class ResDiTControl:
                 "(Settings > ResDiT High-Res: Detailed)"
             )
 
-    def check(self, model: object, family: Family, x: Tensor, mask: Tensor | None) -> None:
+    def check(self, model: nn.Module, recognised: RecognisedModel, x: Tensor, mask: Tensor | None) -> None:
         """Raise Unsupported where the net is for another model, or the unit has numbers or a mask that are none."""
-        if reason := misfit(self.checkpoint, family, model, x.shape[1]):
+        if reason := misfit(self.checkpoint, recognised.family, model, x.shape[1]):
             raise Unsupported(reason)
         numbers = {"weight": self.strength, "first step": self.start_percent, "last step": self.end_percent}
         for name, value in numbers.items():
@@ -192,36 +171,36 @@ class ResDiTControl:
     def link(self, p: object, cond: object, mask: Tensor | None, given: dict, say: Callable[[str], None]) -> None:
         """Encode the hint, make the net if this is its first use, and link it into a clone of the unet."""
         unet = p.sd_model.forge_objects.unet
-        family = identify(unet.model.diffusion_model)
-        self.check(unet.model.diffusion_model, family, given["x"], mask)
-        picture = family.grid(given["x"])
-        method = self.passes.method(p, picture)
+        model = unet.model.diffusion_model
+        recognised = self.services.recognise(p)
+        self.check(model, recognised, given["x"], mask)
+        picture = recognised.adapter.grid(given["x"])
+        method = self.services.method(p, picture)
         grid = picture if method is None else method[0].base
         shows = self.shows(given, say)
         if self.model_patcher is None:
             self.model_patcher = hold(self.checkpoint, unet.model.computation_dtype)
             self.checkpoint = replace(self.checkpoint, weights={})  # they are the net's now
-        module = family_module(family.name)
-        downscale = p.sd_model.forge_objects.vae.downscale_ratio
-        token = 2 * (downscale if isinstance(downscale, int) else LATENT_PIXEL)
-        as_is = module.sees_pixels(self.model_patcher.model.net)
+        form = self.checkpoint.format
+        token = 2 * latent_pixel(p.sd_model.forge_objects.vae)
+        as_is = form.sees_pixels(self.model_patcher.model.net)
 
         def hint_of(part: Tensor) -> Tensor:
             toned_part = toned(part, self.checkpoint.tones, shows)
             return toned_part if as_is else encode(p, self.checkpoint, toned_part)
 
         patch_hints = {}
-        if method is not None and (module.MODEL_ON_PATCHES or method[1].speed == "exact"):
+        if method is not None and (form.model_on_patches or method[1].speed == "exact"):
             # Patch by patch, so that no encoding is larger than a picture of the base size.
             whole = pixels(cond, token * picture.height, token * picture.width)
             for row, col in method[0].patches:
                 rows, cols = (slice(token * a, token * (a + n)) for a, n in ((row, grid.height), (col, grid.width)))
                 patch_hints[row, col] = hint_of(whole[..., rows, cols])
-        sigmas = usable_sigmas(self.passes.sigmas(p)) or shifted_sigmas(self.passes.steps(p))
+        sigmas = usable_sigmas(self.services.sigmas(p)) or shifted_sigmas(self.services.steps(p))
         sides = self.positive_advanced_weighting, self.negative_advanced_weighting
         link = ControlUnitPass(
-            module=module,
-            family=family,
+            form=form,
+            recognised=recognised,
             patcher=self.model_patcher,
             hint=hint_of(pixels(cond, token * grid.height, token * grid.width)),
             patch_hints=patch_hints,
@@ -251,19 +230,19 @@ class ResDiTControl:
             return found
         say(
             "serves several kinds of hints, and neither the control type nor a preprocessor tells which this one is: "
-            f"it is taken for '{self.passes.default_shows()}' (Settings > ResDiT High-Res)"
+            f"it is taken for '{self.services.default_shows()}' (Settings > ResDiT High-Res)"
         )
-        return self.passes.default_shows()
+        return self.services.default_shows()
 
 
-def register(passes: Passes) -> None:
+def register(services: ControlServices) -> None:
     """Have the host's panel know our nets, once; without a host of Forge's kin nothing happens."""
     try:
         from modules_forge import shared
     except ImportError:
         return
     unregister()
-    ResDiTControl.passes = passes
+    ResDiTControl.services = services
     shared.add_supported_control_model(ResDiTControl)
 
 

@@ -1,4 +1,4 @@
-"""Forge, Forge Neo and ersatzForge: a clone of the unet with a chained model function wrapper.
+"""The model of Forge, Forge Neo and ersatzForge: a clone of the unet with a chained model function wrapper.
 
 The clone belongs to one sampling pass and is dropped by the host afterwards, so nothing has to be undone.
 """
@@ -11,19 +11,16 @@ import torch
 from torch import Tensor
 
 from ...control.added import LazyResiduals
-from ...families import Family, identify
-from ...method.cost import activation_bytes
+from ...families import RecognisedModel
 from ...method.run import Run
-from .vae import prepare_decode, release_decode
-
-__all__ = ["accept", "attach", "attach_to", "family_of", "is_attached", "prepare_decode", "release_decode"]
+from ...monkeypatch import is_ours, replacing, without_ours
 
 WRAPPER = "model_function_wrapper"
 MEMORY = "memory_peak_estimation_modifier"
 ATTACHED = "resdit_attached"  # clones have it too, another model's unet does not
 
 
-def peak_memory(model: object, family: Family, run: Run) -> Callable[[list[int]], float]:
+def peak_memory(computation: torch.dtype, model: RecognisedModel, run: Run) -> Callable[[list[int]], float]:
     """The function Forge asks how many bytes a latent of shape (2 B, C, H, W) needs beside the weights.
 
     Forge's own estimate grows to 22 GB at 4096x4096 and would push most of the model off the card. It asks
@@ -32,12 +29,11 @@ def peak_memory(model: object, family: Family, run: Run) -> Callable[[list[int]]
     """
 
     def estimate(shape: list[int]) -> float:
-        grid = family.grid(torch.empty(shape, device="meta"))
-        picture = activation_bytes(grid, family, model.computation_dtype.itemsize)
+        grid = model.adapter.grid(torch.empty(shape, device="meta"))
+        picture = model.family.activation_bytes(grid, computation.itemsize)
         return max(1, shape[0] / 2) * picture + run.config.chunk_mb * 2**20
 
-    estimate.resdit = True
-    return estimate
+    return replacing(estimate, None, MEMORY)
 
 
 def for_patch(c: dict, patch: Tensor, tokens: Tensor) -> dict:
@@ -50,7 +46,7 @@ def for_patch(c: dict, patch: Tensor, tokens: Tensor) -> dict:
     return c | {"control": [None if residual is None else residual[:, tokens] for residual in control]}
 
 
-def attach(unet: object, run: Run) -> object:
+def attach(unet: object, model: RecognisedModel, run: Run) -> object:
     """A clone of a Forge `UnetPatcher` in which every model call runs the method.
 
     Other extensions' wrappers stay outside ours: one that calls the model on tiles (MultiDiffusion) then gets the
@@ -58,15 +54,11 @@ def attach(unet: object, run: Run) -> object:
 
     Args:
         unet: the host's patcher; it is not changed.
+        model: its diffusion model, recognised.
         run: the generation's parameters and plans.
-
-    Raises:
-        Unsupported: the model is of no supported family; the message says why.
     """
-    family = identify(unet.model.diffusion_model)
     clone = unet.clone()
-    outer = clone.model_options.get(WRAPPER)
-    outer = getattr(outer, "resdit_outer", outer)
+    outer = without_ours(clone.model_options.get(WRAPPER), ATTACHED)
 
     # Only plain functions may live in model_options: the host deep-copies what is stored there.
     def wrapper(apply_model: Callable[..., Tensor], args: dict) -> Tensor:
@@ -74,34 +66,15 @@ def attach(unet: object, run: Run) -> object:
             def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
                 return apply_model(latent, t, **(c if tokens is None else for_patch(c, latent, tokens)))
 
-            return family.denoise(run, predict, x, c["c_crossattn"].shape[1], float(t.max()))
+            return model.adapter.call_with_resdit(run, predict, x, c["c_crossattn"].shape[1], float(t.max()))
 
         if outer is not None:
             return outer(innermost, args)
         return innermost(args["input"], args["timestep"], **args["c"])
 
-    wrapper.resdit_outer = outer
-    clone.set_model_unet_function_wrapper(wrapper)
+    clone.set_model_unet_function_wrapper(replacing(wrapper, outer, ATTACHED))
     clone.model_options[ATTACHED] = True
     theirs = clone.model_options.get(MEMORY)
-    if hasattr(clone, "set_memory_peak_estimation_modifier") and (theirs is None or hasattr(theirs, "resdit")):
-        clone.set_memory_peak_estimation_modifier(peak_memory(clone.model, family, run))
+    if hasattr(clone, "set_memory_peak_estimation_modifier") and (theirs is None or is_ours(theirs, MEMORY)):
+        clone.set_memory_peak_estimation_modifier(peak_memory(clone.model.computation_dtype, model, run))
     return clone
-
-
-def family_of(p: object) -> Family:
-    """The family of a generation's model; raises Unsupported with the reason."""
-    return identify(p.sd_model.forge_objects.unet.model.diffusion_model)
-
-
-accept = family_of  # nothing else can be refused before the sampling
-
-
-def is_attached(p: object) -> bool:
-    """True where the unet that is about to be called comes from one that was attached to."""
-    return ATTACHED in p.sd_model.forge_objects.unet.model_options
-
-
-def attach_to(p: object, run: Run) -> None:
-    """Attach to the unet of this pass."""
-    p.sd_model.forge_objects.unet = attach(p.sd_model.forge_objects.unet, run)

@@ -15,16 +15,22 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ...method.cost import DECODE_VALUES, ENCODE_VALUES
-from ...monkeypatch import swapped
+from ...monkeypatch import is_ours, replacing, swapped, without_ours
 
 logger = logging.getLogger("ResDiT")
 
 AUTO, ALWAYS, NEVER = "Auto", "Always", "Never"
-OURS = "resdit_inner"
-LATENT_PIXEL = 8  # pixels per side of a latent, in FLUX's and SD3's autoencoder
+OURS = "vae"
+LATENT_PIXEL = 8  # pixels a side of a latent, where the VAE does not say
 NEARLY = 0.9  # a picture of this share of the final one's area is taken for it: sides may have been rounded
 ERSATZ_TILES = (512, 512, 64, "original")  # ersatzForge's own defaults; without any its tiles fail
 _switch = threading.RLock()  # a live preview may decode in another thread
+
+
+def latent_pixel(vae: object) -> int:
+    """Pixels a side of a latent; video autoencoders give a tuple or a function."""
+    ratio = getattr(vae, "downscale_ratio", LATENT_PIXEL)
+    return ratio if isinstance(ratio, int) else LATENT_PIXEL
 
 
 def need(vae: object, method: str, size: tuple[int, ...], shape: tuple[int, ...]) -> float:
@@ -72,7 +78,7 @@ def watched(vae: object, method: str, pixels: float, policy: str, say: Callable[
     def call(samples: Tensor) -> Tensor:
         # Pixels come with their channels last, latents with theirs first.
         shape = samples.shape if method == "decode" else samples.movedim(-1, 1).shape
-        size = tuple(side * (LATENT_PIXEL if method == "decode" else 1) for side in shape[-2:])
+        size = tuple(side * (latent_pixel(vae) if method == "decode" else 1) for side in shape[-2:])
         if size[0] * size[1] < NEARLY * pixels:
             return whole(samples)
         try:
@@ -104,8 +110,7 @@ def prepare_decode(p: object, width: int, height: int, policy: str, say: Callabl
     vae = p.sd_model.forge_objects.vae
     ours = copy.copy(vae)  # not clone(), which forgets attributes in Neo and would be loaded as another model
     ours.decode, ours.encode = (watched(vae, name, width * height, policy, say) for name in ("decode", "encode"))
-    setattr(ours, OURS, vae)
-    p.sd_model.forge_objects.vae = ours
+    p.sd_model.forge_objects.vae = replacing(ours, vae, OURS)
 
 
 def release_decode(p: object) -> None:
@@ -113,5 +118,5 @@ def release_decode(p: object) -> None:
     for name in ("forge_objects", "forge_objects_after_applying_lora"):
         holder = getattr(p.sd_model, name, None)
         vae = getattr(holder, "vae", None)
-        if hasattr(vae, OURS):
-            holder.vae = getattr(vae, OURS)
+        if is_ours(vae, OURS):
+            holder.vae = without_ours(vae, OURS)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ... import BALANCED, FAST, PAPER, ResDiTConfig
 from ...control.call import Residuals
-from ...control.flux import to_tokens
+from ...control.token_nets import to_tokens
 from ...control.treatment import PatchBlender, at_high_resolution
-from ...hosts.diffusers.flux import attention_at
 from ...method.blend import Joiner
 from ...method.layout import Grid, make_layout
 from ...method.phases import Phase, shifted_sigmas, steps_per_phase
 from ...method.run import Run
+from ...seams.rotary_diffusers import RotaryProcessors
 
 TEXT, STEPS = 512, 35
 PIXELS_PER_TOKEN = 16
@@ -109,7 +109,7 @@ def calls(
     layout = run.layout(Grid(side, side))
 
     def call(phase: Phase) -> None:
-        with attention_at(transformer, run, layout, TEXT, phase):
+        with RotaryProcessors().attention_at(transformer, run, layout, TEXT, phase):
             transformer(**data)
 
     return [(n, partial(call, phase)) for phase, n in steps_per_phase(config, STEPS).items() if n]

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import BALANCED
-from ...families.flux import flux_rotary_table
 from ...method.in_attention import AttentionPlan, global_attention, local_attention, resdit_attention
 from ...method.layout import Grid, make_layout
 from ...method.phases import Phase
+from ...method.rotary import rotary_table
+from ...seams.rotary import image_ids
 from .flux import FLUX_DEV, TEXT
 from .table import Row, ratio
 
@@ -46,7 +47,7 @@ def nothing(_q: Tensor, _k: Tensor, v: Tensor) -> Tensor:
 def plan_of(side: int, device: str) -> AttentionPlan:
     """Balanced at side x side tokens."""
     layout = make_layout(Grid(side, side), BALANCED)
-    return AttentionPlan(layout, BALANCED, TEXT, lambda p: flux_rotary_table(TEXT, p, AXES, THETA), device)
+    return AttentionPlan(layout, BALANCED, TEXT, lambda p: rotary_table(image_ids(TEXT, p), AXES, THETA), device)
 
 
 def qkv(side: int, shape: Shape, device: str) -> Tensor:

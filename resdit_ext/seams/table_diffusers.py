@@ -1,7 +1,8 @@
-"""diffusers' SD3Transformer2DModel: its position table and attention, for calls on the whole latent and on patches."""
+"""diffusers' transformers that add a position table to the embedded latent, for calls on the whole and on patches."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,25 +11,15 @@ from types import SimpleNamespace
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import Unsupported
-from ...method.around_calls import call_by_patches
-from ...method.position_table import PositionTable
-from ...method.run import Run
-from ...monkeypatch import intercepted
-from .control import OnPatches
+from ..errors import Unsupported
+from ..method.around_calls import call_by_patches
+from ..method.position_table import PositionTable
+from ..method.run import Run
+from ..monkeypatch import intercepted
+from .nets_diffusers import OnPatches
 from .processors import calling, check_names
 
-ARGUMENTS = (
-    "hidden_states",
-    "encoder_hidden_states",
-    "pooled_projections",
-    "timestep",
-    "block_controlnet_hidden_states",
-    "joint_attention_kwargs",
-    "return_dict",
-    "skip_layers",
-)
-TIMESTEPS = 1000  # SD3's timestep at noise level 1
+TIMESTEPS = 1000  # the timestep at noise level 1
 
 
 def processors_of(transformer: object) -> list[object]:
@@ -57,6 +48,7 @@ def around_calls(transformer: object, run: Run) -> Callable:
     if not side or embedder.pos_embed is None:
         raise Unsupported("its pos_embed has no table that is cropped (pos_embed_max_size)")
     output = sys.modules[type(transformer).__module__].Transformer2DModelOutput
+    names = list(inspect.signature(type(transformer).forward).parameters)[1:]
 
     @contextmanager
     def adjusted(positions: Tensor, logit_scale: float) -> Iterator[None]:
@@ -67,7 +59,7 @@ def around_calls(transformer: object, run: Run) -> Callable:
             yield
 
     def around(call: Callable, *args: object, **kwargs: object) -> object:
-        given = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+        given = dict(zip(names, args, strict=False)) | kwargs
         control, options = given.get("block_controlnet_hidden_states"), given.get("joint_attention_kwargs")
 
         def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:

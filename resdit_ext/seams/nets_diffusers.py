@@ -1,29 +1,30 @@
-"""diffusers' FluxControlNetModel and SD3ControlNetModel: calls at the base size in place of one at the picture's."""
+"""diffusers' control nets: calls at the base size in place of one at the picture's, joined as the patches are."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...control.added import pick, resample
-from ...control.call import Residuals
-from ...control.flux import to_tokens
-from ...control.treatment import PatchBlender, at_high_resolution
-from ...errors import Unsupported
-from ...method.around_calls import crop, from_grid
-from ...method.blend import Joiner
-from ...method.layout import Grid, Layout
-from ...method.positions import grid_positions
-from ...method.run import Run
-from .flux import grid_of
+from ..control.added import pick, resample
+from ..control.call import Residuals
+from ..control.token_nets import to_tokens
+from ..control.treatment import PatchBlender, at_high_resolution
+from ..errors import Unsupported
+from ..method.around_calls import crop, from_grid
+from ..method.blend import Joiner
+from ..method.layout import Grid, Layout
+from ..method.positions import grid_positions
+from ..method.run import Run
+from .rotary_diffusers import grid_of
 
 HINT_PIXELS = 16  # a side of a token, of a hint that is given as pixels
 
 
 class OnPatches(list):
-    """SD3's residuals for the whole, with the function (patch, tokens) that returns those for a call on a patch.
+    """A net's residuals for the whole, with the function (patch, tokens) that returns those for a call on a patch.
 
     diffusers sums the lists of several nets into a plain one, which is then cut to the patch's tokens.
     """
@@ -33,13 +34,18 @@ class OnPatches(list):
         self.on_patch = on_patch
 
 
+def output_of(model: nn.Module) -> Callable:
+    """The class of what a net returns, which stands in its module under the net's name."""
+    return getattr(sys.modules[type(model).__module__], type(model).__name__.replace("Model", "Output"))
+
+
 def shrunk(hint: Tensor, size: tuple[int, int]) -> Tensor:
     """A hint's latents or pixels (B, C, H, W) at a smaller size."""
     return F.interpolate(hint, size=size, mode="bicubic", antialias=True)
 
 
-def around_flux_calls(_: object, run: Run) -> Callable:
-    """`around(call, ...)` that gives a FLUX control net the treatment for sizes above its training's."""
+def around_token_net(model: nn.Module, run: Run) -> Callable:
+    """`around(call, ...)` for a control net that is fed with tokens, on the whole and on each patch."""
 
     def around(net: Callable, *args: object, **given: object) -> object:
         tokens, hint = given.get("hidden_states"), given.get("controlnet_cond")
@@ -81,9 +87,7 @@ def around_flux_calls(_: object, run: Run) -> Callable:
         double, single = (list(side) or None for side in (found.double, found.single))
         if not given.get("return_dict", True):
             return double, single
-        from diffusers.models.controlnets.controlnet_flux import FluxControlNetOutput
-
-        return FluxControlNetOutput(controlnet_block_samples=double, controlnet_single_block_samples=single)
+        return output_of(model)(controlnet_block_samples=double, controlnet_single_block_samples=single)
 
     return around
 
@@ -93,8 +97,8 @@ def blender_for(run: Run, layout: Layout, like: Tensor) -> PatchBlender:
     return PatchBlender(layout, Joiner(layout, run.config, like.device))
 
 
-def around_sd3_calls(_: object, run: Run) -> Callable:
-    """`around(call, ...)` for an SD3 control net: the whole at the base size, and a patch when its call comes."""
+def around_latent_net(model: nn.Module, run: Run) -> Callable:
+    """`around(call, ...)` for a control net that is fed with latents: the whole, and a patch when its call comes."""
 
     def around(net: Callable, *args: object, **given: object) -> object:
         latent, hint = given.get("hidden_states"), given.get("controlnet_cond")
@@ -116,8 +120,6 @@ def around_sd3_calls(_: object, run: Run) -> Callable:
         found = OnPatches([resample(residual, base, grid) for residual in whole], on_patch)
         if not given.get("return_dict", True):
             return (found,)
-        from diffusers.models.controlnets.controlnet_sd3 import SD3ControlNetOutput
-
-        return SD3ControlNetOutput(controlnet_block_samples=found)
+        return output_of(model)(controlnet_block_samples=found)
 
     return around

@@ -8,8 +8,8 @@ from types import FunctionType
 
 import torch
 
-from ...errors import Unsupported
-from ...monkeypatch import rebound
+from ..errors import Unsupported
+from ..monkeypatch import rebound
 
 
 def check_names(processors: Iterable[object], needed: Iterable[str]) -> None:

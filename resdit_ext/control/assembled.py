@@ -1,4 +1,4 @@
-"""SD3.5's control nets by a diffusers that is older than they are (0.31, which Forge ships): its blocks in its class.
+"""Control nets by a diffusers that is older than they are (0.31, which Forge ships): newer blocks in its class.
 
 Its `forward` serves all of them: it hands image and text through whatever embeds them and whatever the blocks are.
 """
@@ -6,8 +6,8 @@ Its `forward` serves all of them: it hands image and text through whatever embed
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
-from diffusers import SD3ControlNetModel
 from diffusers.models.attention import FeedForward, JointTransformerBlock
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from diffusers.models.normalization import AdaLayerNormZero
@@ -41,15 +41,16 @@ class ImageBlock(nn.Module):
 
 
 def assemble(
+    net_class: Callable[..., nn.Module],
     qk_norm: str | None = None,
     dual_attention_layers: tuple[int, ...] = (),
     use_pos_embed: bool = True,
     **arguments: object,
 ) -> nn.Module:
-    """The net that diffusers' newer SD3ControlNetModel would be with these arguments."""
-    known = inspect.signature(SD3ControlNetModel.__init__).parameters
+    """The net that a newer diffusers would make of its class with these arguments."""
+    known = inspect.signature(net_class.__init__).parameters
     plain = {name: value for name, value in arguments.items() if name in known and value is not None}
-    net = SD3ControlNetModel(**plain | ({} if use_pos_embed else {"joint_attention_dim": 1}))
+    net = net_class(**plain | ({} if use_pos_embed else {"joint_attention_dim": 1}))
     heads, size = arguments["num_attention_heads"], arguments["attention_head_dim"]
     if not use_pos_embed:
         net.pos_embed, net.context_embedder = nn.Identity(), nn.Identity()

@@ -1,0 +1,215 @@
+"""diffusers' transformers whose blocks attend to text and image together, text first, at rotary positions.
+
+Their processors rotate q and k and then attend, by two functions of the processor's module; both are replaced, for one
+call and in those processors alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import Unsupported
+from ..method.in_attention import plan_for, resdit_attention
+from ..method.layout import Grid, Layout
+from ..method.phases import Phase
+from ..method.rotary import RotaryTable, rotary_table
+from ..method.run import Run
+from ..monkeypatch import intercepted
+from .processors import calling, check_names
+from .rotary import image_ids
+
+NEEDED = ("apply_rotary_emb", "dispatch_attention_fn")
+Call = Mapping[str, object]  # the arguments of a transformer's call, by name
+
+
+def grid_of(img_ids: Tensor, tokens: int) -> Grid:
+    """The token grid of image ids (L, 3), read from where the first row ends; raises Unsupported if it is no grid.
+
+    The ids' values are not trusted beyond that: in bfloat16 rows past 256 collide.
+    """
+    ids = img_ids[0] if img_ids.ndim == 3 else img_ids
+    if ids[:, 0].any():
+        raise Unsupported("reference images (Kontext) are not supported yet")
+    below_first = ids[:, 1].nonzero()
+    width = int(below_first[0]) if len(below_first) else tokens
+    if len(ids) != tokens or tokens % width:
+        raise Unsupported(f"{tokens} image tokens are not a grid of rows of {width}")
+    return Grid(tokens // width, width)
+
+
+def text_mask(mask: Tensor, text: int, tokens: int) -> Tensor:
+    """(B or 1, heads or 1, 1, T) text part of an attention mask that leaves all image tokens in.
+
+    Such a mask means the same to every branch: text comes first in all of them, and no branch has masked image tokens.
+
+    Raises:
+        Unsupported: the mask differs between queries, or takes image tokens out.
+    """
+    if mask.ndim == 2:
+        mask = mask[:, None, None]
+    if mask.ndim != 4 or mask.shape[2] != 1 or mask.shape[3] != text + tokens:
+        raise Unsupported(f"an attention mask of shape {tuple(mask.shape)} is not supported, only one over the text")
+    image = mask[..., text:]
+    if not bool(image.all() if mask.dtype == torch.bool else (image == 0).all()):
+        raise Unsupported("an attention mask that takes image tokens out is not supported, only one over the text")
+    return mask[..., :text]
+
+
+def repeated(mask: Tensor, batch: int) -> Tensor:
+    """A mask for `batch` sequences: the patches of each picture come one after another."""
+    return mask if len(mask) == 1 else mask.repeat(batch // len(mask), 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class KeyMask:
+    """A mask over the text's keys, the same for every query.
+
+    Attributes:
+        text: (B or 1, heads or 1, 1, T).
+    """
+
+    text: Tensor
+
+    @classmethod
+    def read(cls, mask: Tensor, text: int, tokens: int) -> KeyMask:
+        """From the mask over all keys; raises Unsupported where it is none over the text."""
+        return cls(text_mask(mask, text, tokens))
+
+    def attend(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend(q, k, v, attn_mask=...)` of q, k, v (B, L, heads, D) with the mask for as many keys."""
+        kept = self.text.new_ones if self.text.dtype == torch.bool else self.text.new_zeros
+        whole = torch.cat((self.text, kept(*self.text.shape[:3], k.shape[1] - self.text.shape[3])), 3)
+        return attend(q, k, v, attn_mask=repeated(whole, len(q)))
+
+
+@dataclass(frozen=True)
+class OuterMask:
+    """A mask whose entry for a query and a key is the product of the two tokens' own, 1 for every image token.
+
+    diffusers makes it as large as all tokens squared, in every block. As an image query's row is the keys' entries, it
+    is enough to attend with the text's queries apart.
+
+    Attributes:
+        text: (B, T) entries of the text's tokens.
+    """
+
+    text: Tensor
+
+    @classmethod
+    def read(cls, mask: Tensor, text: int, tokens: int) -> OuterMask:
+        """From the tokens' entries (B, T + L); raises Unsupported where an image token's is not 1."""
+        if mask.ndim != 2 or mask.shape[1] != text + tokens:
+            raise Unsupported(f"an attention mask of shape {tuple(mask.shape)} is not supported, only (B, tokens)")
+        if not bool((mask[:, text:] == 1).all()):
+            raise Unsupported("an attention mask that takes image tokens out is not supported, only one over the text")
+        return cls(mask[:, :text])
+
+    def attend(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend(q, k, v, attn_mask=...)` of q, k, v (B, L, heads, D), the text's queries and the image's."""
+        text = self.text.shape[1]
+        keys = torch.cat((self.text, self.text.new_ones(len(self.text), k.shape[1] - text)), 1)[:, None, None]
+        of_text = repeated(keys * self.text[:, None, :, None], len(q))
+        parts = ((q[:, :text], of_text), (q[:, text:], repeated(keys, len(q))))
+        return torch.cat([attend(part, k, v, attn_mask=mask) for part, mask in parts], 1)
+
+
+def unrotated(x: Tensor, *_: object, **__: object) -> Tensor:
+    """In place of diffusers' rotation."""
+    return x
+
+
+@dataclass(frozen=True)
+class RotaryProcessors:
+    """How such a transformer attends, as diffusers has it.
+
+    Attributes:
+        blocks: the attributes that hold its blocks.
+        mask: the attention mask among the arguments of a call, or None.
+        masks: what such a mask means.
+        without_mask: the arguments without it, where the transformer is not to make it larger itself.
+    """
+
+    blocks: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
+    mask: Callable[[Call], Tensor | None] = lambda _: None
+    masks: type[KeyMask] | type[OuterMask] = KeyMask
+    without_mask: Callable[[Call], Call] = lambda given: given
+
+    def processors(self, transformer: nn.Module) -> list[object]:
+        """What attends in the blocks; raises Unsupported where one does it in a way that is not known."""
+        processors = [block.attn.processor for name in self.blocks for block in getattr(transformer, name)]
+        check_names(processors, NEEDED)
+        return processors
+
+    @contextmanager
+    def attention_at(
+        self,
+        transformer: nn.Module,
+        run: Run,
+        layout: Layout,
+        text: int,
+        phase: Phase,
+        mask: KeyMask | OuterMask | None = None,
+    ) -> Iterator[None]:
+        """Run the method in every block of the one call made inside this context."""
+        rotary, whole = transformer.pos_embed, text + layout.grid.tokens
+
+        def embed(positions: Tensor) -> RotaryTable:
+            return rotary_table(image_ids(text, positions), tuple(rotary.axes_dim), rotary.theta)
+
+        def method(dispatch: Callable, q: Tensor, k: Tensor, v: Tensor, *args: object, **given: object) -> Tensor:
+            if q.shape[1] != k.shape[1]:  # IP-Adapter's own attention
+                return dispatch(q, k, v, *args, **given)
+            if q.shape[1] != whole:
+                raise Unsupported(
+                    f"attention is given {q.shape[1]} tokens of {whole}: an engine that divides the tokens among "
+                    "devices is at work, beside which ResDiT cannot run; switch one of the two off"
+                )
+
+            def dispatched(q: Tensor, k: Tensor, v: Tensor, **mask: Tensor) -> Tensor:
+                return dispatch(q, k, v, *args, **given | mask)
+
+            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+                out = dispatched(q, k, v) if mask is None else mask.attend(dispatched, q, k, v)
+                return out.flatten(2, 3)
+
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            plan = plan_for(run, layout, text, embed, q.device)
+            return resdit_attention(q, k, v, plan, phase, attend).unflatten(2, (q.shape[1], -1))
+
+        # The processors rotate q and k before they attend; the method rotates them itself, per branch.
+        replaced = {"apply_rotary_emb": lambda _: unrotated, "dispatch_attention_fn": lambda own: partial(method, own)}
+        with intercepted(calling(processor, replaced) for processor in self.processors(transformer)):
+            yield
+
+    def around_calls(self, transformer: nn.Module, run: Run) -> Callable:
+        """`around(call, ...)` that calls the transformer with the method in its attention; raises Unsupported."""
+        self.processors(transformer)
+        names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+
+        def around(call: Callable, *args: object, **kwargs: object) -> object:
+            given = dict(zip(names, args, strict=False)) | kwargs
+            tokens, text = given["hidden_states"].shape[1], given["encoder_hidden_states"].shape[1]
+            mask, read = self.mask(given), None
+            try:
+                layout = run.layout(grid_of(given["img_ids"], tokens))
+                if mask is not None and not layout.is_base:
+                    read = self.masks.read(mask, text, tokens)
+            except Unsupported as reason:
+                run.say(f"not active: {reason}")
+                return call(*args, **kwargs)
+            if layout.is_base:
+                run.calls["base"] += 1
+                return call(*args, **kwargs)
+            phase = run.phase(float(given["timestep"].max()))
+            with self.attention_at(transformer, run, layout, text, phase, read):
+                return call(**self.without_mask(given))
+
+        return around
