@@ -61,6 +61,9 @@ class FakeFlux(nn.Module):
         self.single_blocks = nn.ModuleList([Block(), Block()])
         self.inlet, self.outlet = nn.Linear(4 * CHANNELS, WIDTH), nn.Linear(WIDTH, 4 * CHANNELS)
 
+    def parts(self):
+        return self.pe_embedder, (*self.double_blocks, *self.single_blocks)
+
     def forward(self, x, context):
         h, w = x.shape[-2:]
         x = F.pad(x, (0, w % 2, 0, h % 2))
@@ -68,9 +71,10 @@ class FakeFlux(nn.Module):
         image = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
         rows, cols = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
         ids = torch.stack((torch.zeros(H, W), rows, cols), -1).reshape(-1, 3)
-        pe = self.pe_embedder(torch.cat((torch.zeros(context.shape[1], 3), ids)))[None, None]
+        embedder, blocks = self.parts()
+        pe = embedder(torch.cat((torch.zeros(context.shape[1], 3), ids)).expand(len(x), -1, -1))[:, None]
         tokens = torch.cat((context, self.inlet(image)), 1)
-        for block in (*self.double_blocks, *self.single_blocks):
+        for block in blocks:
             tokens = block(tokens, pe)
         out = self.outlet(tokens[:, context.shape[1] :]).transpose(1, 2).unflatten(2, (H, W))
         return F.pixel_shuffle(out, 2)[..., :h, :w]

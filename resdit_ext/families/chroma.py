@@ -1,0 +1,45 @@
+"""Chroma: FLUX.1's blocks at its positions, whose modulation comes from one layer for all of them."""
+
+from __future__ import annotations
+
+from ..seams.rotary import KernelAfterRotation, RotaryBlocks, RotatingAttention
+from ..seams.rotary_diffusers import OuterMask, RotaryProcessors
+from . import Family, Support
+
+
+def claims(model: object) -> bool:
+    """True for a transformer with such a layer and the two kinds of blocks that it serves."""
+    return all(hasattr(model, name) for name in ("distilled_guidance_layer", "double_blocks", "single_blocks"))
+
+
+def refusal(model: object) -> str | None:
+    """Why such a model is not supported, or None."""
+    if hasattr(model, "nerf_image_embedder"):
+        return "Chroma Radiance, which draws pixels and has no autoencoder, is not supported yet"
+    return None
+
+
+FORGE = Support("Chroma1", "backend/nn/chroma.py", ("attention_function",))
+FAMILY = Family(
+    name="Chroma",
+    key="chroma",
+    rank=2,
+    # ersatzForge's blocks rotate in their own code.
+    webui=RotaryBlocks(claims, refusal, ways=(RotatingAttention(), KernelAfterRotation())),
+    diffusers={
+        "ChromaTransformer2DModel": RotaryProcessors(
+            mask=lambda given: given.get("attention_mask"),
+            masks=OuterMask,
+            without_mask=lambda given: {**given, "attention_mask": None},
+        ).around_calls
+    },
+    support={
+        "Forge": FORGE,
+        "Forge Neo": Support("Chroma1", "backend/nn/chroma.py", ("DoubleStreamBlock", "SingleStreamBlock")),
+        "ersatzForge": FORGE,
+    },
+    hidden_size=3072,
+    longest_text=512,
+    live_vectors=25,  # as FLUX.1, whose blocks these are
+    steps=26,
+)
