@@ -81,7 +81,7 @@ def examine_host(host: Path) -> Report:
     for needed in ("InputAccordion", "ToolButton"):
         report.say(needed in components, f"modules/ui_components.py: {needed}", "update the WebUI")
     if name == "AUTOMATIC1111":
-        examine_a1111(host, report)
+        report.note("ControlNet: none for these models (this WebUI's extension does not know them)")
     else:
         examine_forge(host, report)
     examine_families(host, name, report)
@@ -89,21 +89,23 @@ def examine_host(host: Path) -> Report:
 
 
 def found_in(source: Path, need: str) -> bool:
-    """Whether a Python file has a function `name(first, arguments)`, or a word."""
+    """Whether a Python file has a function as `name(first, arguments)` or `Class.method`, or a word."""
+    if not source.is_file():
+        return False
     name, bracket, arguments = need.partition("(")
     if not bracket:
-        return need in source.read_text(encoding="utf8")
+        return need in functions(source) or need in source.read_text(encoding="utf8")
     first = [argument.strip() for argument in arguments.rstrip(")").split(",")]
     return functions(source).get(name, [])[: len(first)] == first
 
 
 def examine_family(host: Path, support: Support, report: Report) -> bool:
     """Whether a WebUI has a family's class, and what of it the extension needs."""
-    source = host / support.source
-    if not source.is_file():
+    if not (host / next(iter(support.needs))).is_file():
         return False
-    for need in support.needs:
-        report.say(found_in(source, need), f"{support.source}: {need}", "update the WebUI")
+    for file, needs in support.needs.items():
+        for need in needs:
+            report.say(found_in(host / file, need), f"{file}: {need}", "update the WebUI")
     report.note(f"models: {support.models}{f' ({support.note})' if support.note else ''}")
     return True
 
@@ -117,14 +119,6 @@ def examine_families(host: Path, name: str, report: Report) -> None:
         report.note(f"not in this WebUI: {', '.join(missing)}")
     if not found:
         report.say(False, f"this WebUI has none of {names_of_all()}", "update the WebUI")
-
-
-def examine_a1111(host: Path, report: Report) -> None:
-    """A1111's hook points: the denoiser that a sampler makes."""
-    model = Path("modules/models/sd3/sd3_model.py")
-    needed = "SD3Inferencer.create_denoiser"
-    report.say(needed in functions(host / model), f"{model.as_posix()}: {needed}", "update to 1.10")
-    report.note("ControlNet: none for these models (this WebUI's extension does not know them)")
 
 
 def examine_forge(host: Path, report: Report) -> None:

@@ -28,7 +28,7 @@ FAMILY = Family(
     rank=9,
     webui=RotaryBlocks(lambda model: hasattr(model, "layers"), blocks=("layers",), embedder="rope"),
     diffusers={"LumenTransformer2DModel": RotaryProcessors().around_calls},
-    support={"Forge": Support("Lumen 1", "backend/nn/lumen.py", ("attention(q, k, v, pe)",), note="by a test")},
+    support={"Forge": Support("Lumen 1", {"backend/nn/lumen.py": ("attention(q, k, v, pe)",)}, note="by a test")},
     hidden_size=640,
     longest_text=64,
     live_vectors=20,

@@ -63,14 +63,13 @@ class Support:
 
     Attributes:
         models: as users know them.
-        source: the file that defines the family's class, in the WebUI's folder.
-        needs: what must stand there: a function as `name(first, arguments)`, or a word.
+        needs: by file in the WebUI's folder, first the one that defines the family's class, what must stand there: a
+            function as `name(first, arguments)`, or a word.
         note: what a user should know, for the README's table.
     """
 
     models: str
-    source: str
-    needs: tuple[str, ...]
+    needs: Mapping[str, tuple[str, ...]]
     note: str = ""
 
 

@@ -19,7 +19,8 @@ def refusal(model: object) -> str | None:
     return None
 
 
-FORGE = Support("Chroma1", "backend/nn/chroma.py", ("attention_function",))
+FILE = "backend/nn/chroma.py"
+FORGE = Support("Chroma1", {FILE: ("attention_function",)})
 FAMILY = Family(
     name="Chroma",
     key="chroma",
@@ -35,7 +36,7 @@ FAMILY = Family(
     },
     support={
         "Forge": FORGE,
-        "Forge Neo": Support("Chroma1", "backend/nn/chroma.py", ("DoubleStreamBlock", "SingleStreamBlock")),
+        "Forge Neo": Support("Chroma1", {FILE: ("DoubleStreamBlock", "SingleStreamBlock")}),
         "ersatzForge": FORGE,
     },
     hidden_size=3072,

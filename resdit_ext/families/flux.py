@@ -32,7 +32,7 @@ def attention_mask(given: dict) -> object | None:
     return (given.get("joint_attention_kwargs") or {}).get("attention_mask")
 
 
-FORGE = Support("dev, schnell, Krea, Fill, Depth, Canny", "backend/nn/flux.py", ("attention(q, k, v, pe)",))
+FORGE = Support("dev, schnell, Krea, Fill, Depth, Canny", {"backend/nn/flux.py": ("attention(q, k, v, pe)",)})
 FAMILY = Family(
     name=NAME,
     key="flux",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..control.latent_nets import LatentNets
 from ..seams.nets_diffusers import around_latent_net
 from ..seams.table import TableBlocks
@@ -11,7 +9,12 @@ from ..seams.table_diffusers import around_calls
 from . import Family, Support
 
 NAME = "SD3"
-FORGE = Support("SD3-medium, SD3.5-large, SD3.5-medium", "backend/nn/mmditx.py", ("cropped_pos_embed", "ln_q"))
+NEEDS = ("cropped_pos_embed", "ln_q")
+FORGE = Support("SD3-medium, SD3.5-large, SD3.5-medium", {"backend/nn/mmditx.py": NEEDS})
+A1111 = Support(
+    "SD3-medium",
+    {"modules/models/sd3/mmdit.py": NEEDS, "modules/models/sd3/sd3_model.py": ("SD3Inferencer.create_denoiser",)},
+)
 FAMILY = Family(
     name=NAME,
     key="sd3",
@@ -29,7 +32,7 @@ FAMILY = Family(
     support={
         "Forge": FORGE,
         "ersatzForge": FORGE,
-        "AUTOMATIC1111": replace(FORGE, models="SD3-medium", source="modules/models/sd3/mmdit.py"),
+        "AUTOMATIC1111": A1111,
     },
     hidden_size=1536,  # SD3-medium's and SD3.5-medium's
     longest_text=333,  # 77 of CLIP and 256 of T5

@@ -35,7 +35,7 @@ class Run:
 
     Args:
         config: the method's parameters.
-        sigmas: the run's full list of noise levels, descending; FLUX.1's own where there is none.
+        sigmas: the run's full list of noise levels, descending; a usual one where there is none.
         steps: how many steps that default list has.
         say: receives each message for the user once.
         on_step: told of every model call: its phase, the step's number within the phase, and how many the phase has.
@@ -63,7 +63,7 @@ class Run:
         values = usable_sigmas(sigmas)
         if values is None:
             if sigmas is not None:
-                self.say("the sampler's list of noise levels is not a descending one; FLUX's own schedule is used")
+                self.say("the sampler's list of noise levels is not a descending one; a usual one is used")
             values = shifted_sigmas(steps)
         if fault := fault_in(values):
             self.say(f"the noise levels {fault}: this sampler and schedule type {UNSUITABLE}")
