@@ -70,6 +70,11 @@ class Bench:
         """A tiny float32 SD3.5-medium in the host's patcher; checks leave it as they found it."""
         return kit.build_unet(self.host, kit.build_sd3(self.host), predictor=kit.discrete_flow())
 
+    @cached_property
+    def chroma(self) -> object:
+        """A tiny float32 Chroma in the host's patcher; checks leave it as they found it."""
+        return kit.build_unet(self.host, kit.build_chroma(self.host))
+
     @property
     def model(self) -> object:
         return self.unet.model.diffusion_model

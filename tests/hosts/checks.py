@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 from tests.hosts import (  # noqa: F401 (importing registers the checks)
+    checks_chroma,
     checks_control,
     checks_method,
     checks_sd3,

@@ -197,7 +197,7 @@ def sd3_stays_close_in_bfloat16(bench: Bench) -> str:
 @check
 def what_looks_like_sd3_is_refused_by_what_it_lacks(bench: Bench) -> str:
     model = sd3_of(bench).model.diffusion_model
-    assert identify(model).name == "SD3"
+    assert identify(model).family.name == "SD3"
     attention = model.joint_blocks[0].x_block.attn
     norm = attention.ln_q
     try:

@@ -26,6 +26,7 @@ PACKAGES = {
 }
 CPU_FLAG = {"forge": "--always-cpu", "neo": "--cpu", "ersatz": "--always-cpu"}
 FLUX_CLASS, SD3_CLASS = "backend.nn.flux:IntegratedFluxTransformer2DModel", "backend.nn.mmditx:MMDiTX"
+CHROMA_CLASS = "backend.nn.chroma:IntegratedChromaTransformer2DModel"
 
 TINY = dict(
     in_channels=16,
@@ -56,6 +57,9 @@ MICRO = TINY | dict(  # the lab's micro FLUX (resdit_ext.lab.model.FLUX_CONFIG) 
     depth_single_blocks=4,
     guidance_embed=False,
 )
+# The layer that makes Chroma's modulation: Forge's names and Neo's.
+APPROXIMATOR = dict(guidance_out_dim=64, guidance_hidden_dim=32, guidance_n_layers=1)
+APPROXIMATOR |= dict(in_dim=64, out_dim=64, hidden_dim=32, n_layers=1, txt_ids_dims=[])
 TEXT = 24  # text tokens of `conditioning`
 TABLE, TABLE_STEP = 24, 1 / 3  # SD3's table: indices a side, and how far apart two of them are
 SD3 = dict(
@@ -105,6 +109,8 @@ def construct(path: str, config: dict) -> nn.Module:
     module, name = path.split(":")
     cls = getattr(importlib.import_module(module), name)
     known = inspect.signature(cls).parameters
+    if list(known) == ["kwargs"]:  # Neo's Chroma hands them to a dataclass
+        known = inspect.signature(importlib.import_module(module).ChromaParams).parameters
     return cls(**{key: value for key, value in config.items() if key in known})
 
 
@@ -114,18 +120,39 @@ def build_flux(host: str, seed: int = 0, **changes: object) -> nn.Module:
     Queries and keys get a gain, so that attention is far from uniform and an error in it shows in the output.
     """
     torch.manual_seed(seed)
-    if host == "ersatz":
-        with torch.device("meta"):  # never allocate the 531 million weights
-            model = construct(FLUX_CLASS, FULL_WIDTH | changes)
-            low_rank(model)
-        model = model.to_empty(device="cpu")
-        for module in model.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-    else:
-        model = construct(FLUX_CLASS, TINY | changes)
+    model = thin(FLUX_CLASS, FULL_WIDTH | changes) if host == "ersatz" else construct(FLUX_CLASS, TINY | changes)
     for name, parameter in model.named_parameters():
         if "query_norm" in name or "key_norm" in name:
+            parameter.data.fill_(1.6)
+    return model
+
+
+def thin(path: str, config: dict) -> nn.Module:
+    """The host's class at its full width, with low-rank random weights: its millions are never allocated."""
+    with torch.device("meta"):
+        model = construct(path, config)
+        low_rank(model)
+    model = model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return model
+
+
+def build_chroma(host: str, seed: int = 0) -> nn.Module:
+    """The host's Chroma with random weights, in plain torch layers, its queries and keys with a gain as FLUX's."""
+    torch.manual_seed(seed)
+    if host == "ersatz":
+        from modules import shared
+
+        shared.opts.data.setdefault("use_dynamicPE", False)  # a setting that this host reads and no longer has
+        model = thin(CHROMA_CLASS, FULL_WIDTH)
+    else:
+        channels = 64 if host == "neo" else 16  # before the latent is packed, or after it
+        config = TINY | APPROXIMATOR | dict(in_channels=channels, out_channels=channels)
+        model = construct(CHROMA_CLASS, config)
+    for name, parameter in model.named_parameters():
+        if ("query_norm" in name or "key_norm" in name) and parameter.ndim == 1:
             parameter.data.fill_(1.6)
     return model
 
@@ -207,6 +234,12 @@ def conditioning(batch: int, seed: int) -> dict[str, Tensor]:
     )
 
 
+def chroma_conditioning(host: str, batch: int, seed: int) -> Tensor | dict[str, Tensor]:
+    """Random text as the hosts' Chroma engines return it."""
+    text = conditioning(batch, seed)["crossattn"]
+    return dict(crossattn=text, guidance=torch.zeros(batch)) if host == "ersatz" else text
+
+
 def latent(height: int, width: int, batch: int = 1, seed: int = 5) -> Tensor:
     """Noise (batch, 16, height, width)."""
     return torch.randn(batch, 16, height, width, generator=torch.Generator().manual_seed(seed))
@@ -231,14 +264,14 @@ def failing_inside(model: nn.Module, error: type[BaseException] | None) -> Itera
 
 @torch.inference_mode()
 def predictions(
-    unet: object, x: Tensor, sigma: float, cfg: float = 1.0, cond: dict | None = None
+    unet: object, x: Tensor, sigma: float, cfg: float = 1.0, cond: object = None, uncond: object = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(result, cond, uncond) denoised latents from one call of the host's own sampling function."""
     from backend.sampling.condition import compile_conditions
     from backend.sampling.sampling_function import sampling_cleanup, sampling_function_inner, sampling_prepare
 
-    cond = compile_conditions(cond or conditioning(len(x), seed=1))
-    uncond = compile_conditions(conditioning(len(x), seed=2))
+    cond = compile_conditions(conditioning(len(x), seed=1) if cond is None else cond)
+    uncond = compile_conditions(conditioning(len(x), seed=2) if uncond is None else uncond)
     if unet.controlnet_linked_list is not None:
         for each in (*cond, *uncond):
             each["control"] = unet.controlnet_linked_list

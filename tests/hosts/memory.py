@@ -40,7 +40,7 @@ def count_flux(config: object) -> None:
     backend.nn.flux.attention_function = sys.modules["backend.attention"].attention_pytorch
     model = kit.construct("backend.nn.flux:IntegratedFluxTransformer2DModel", FULL)
     torch.set_default_dtype(torch.float32)
-    family = identify(model)
+    adapter = identify(model).adapter
     print(f"FLUX.1 {'pixels':>7}{'plain':>9}{'global':>9}{'fused':>9}{'local':>9}   hidden vectors per token")
     for pixels in SIZES:
         x = torch.empty(1, 16, pixels // 8, pixels // 8, dtype=torch.bfloat16)
@@ -48,11 +48,13 @@ def count_flux(config: object) -> None:
         vector = torch.empty(1, FULL["vec_in_dim"], dtype=torch.bfloat16)
         row = []
         for sigma in (None, 0.99, 0.8, 0.1):
-            run = Run(config)
-            scope = nullcontext() if sigma is None else family.attention_at(run, x, TEXT, sigma)
-            with (peak := Peak()), scope:
-                model(x, torch.empty(1), context, vector, guidance=torch.empty(1))
-            row.append(peak.most / (family.grid(x).tokens + TEXT) / family.hidden_size / 2)
+
+            def predict(x: Tensor) -> Tensor:
+                return model(x, torch.empty(1), context, vector, guidance=torch.empty(1))
+
+            with (peak := Peak()):
+                predict(x) if sigma is None else adapter.call_with_resdit(Run(config), predict, x, TEXT, sigma)
+            row.append(peak.most / (adapter.grid(x).tokens + TEXT) / adapter.hidden_size / 2)
         print(f"       {pixels:>7}" + "".join(f"{value:>9.1f}" for value in row))
 
 
@@ -63,18 +65,18 @@ def count_sd3() -> None:
     torch.set_default_dtype(torch.bfloat16)
     model = kit.construct("backend.nn.mmditx:MMDiTX", SD35_MEDIUM)
     torch.set_default_dtype(torch.float32)
-    family = identify(model)
+    adapter = identify(model).adapter
     print(f"SD3.5  {'pixels':>7}{'plain':>9}{'global':>9}")
     for pixels in SIZES:
         x = torch.empty(1, 16, pixels // 8, pixels // 8, dtype=torch.bfloat16)
         context, y = torch.empty(1, TEXT, 4096, dtype=torch.bfloat16), torch.empty(1, 2048, dtype=torch.bfloat16)
-        tokens, row = family.grid(x).tokens, []
+        tokens, row = adapter.grid(x).tokens, []
         for ours in (False, True):
             with (peak := Peak()):
-                scope = family.adjusted(torch.empty(1, tokens, family.hidden_size), 1.1) if ours else nullcontext()
+                scope = adapter.adjusted(torch.empty(1, tokens, adapter.hidden_size), 1.1) if ours else nullcontext()
                 with scope:
                     model(x, torch.empty(1), y, context)
-            row.append(peak.most / (tokens + TEXT) / family.hidden_size / 2)
+            row.append(peak.most / (tokens + TEXT) / adapter.hidden_size / 2)
         print(f"       {pixels:>7}" + "".join(f"{value:>9.1f}" for value in row))
 
 

@@ -17,7 +17,15 @@ from safetensors.torch import save_file
 
 from resdit_ext import ResDiTConfig, apply_resdit, remove_resdit
 from resdit_ext.families import families
-from tests.hosts import checks_control, checks_method, checks_sd3, checks_state, checks_stored, checks_vae  # noqa: F401 (importing registers the checks)
+from tests.hosts import (  # noqa: F401 (importing registers the checks)
+    checks_chroma,
+    checks_control,
+    checks_method,
+    checks_sd3,
+    checks_state,
+    checks_stored,
+    checks_vae,
+)
 from tests.hosts.bench import CHECKS, PHASES
 
 HOSTS = {"forge": "Forge", "neo": "Forge Neo", "ersatz": "ersatzForge"}

@@ -1,4 +1,4 @@
-"""A WebUI extension for tests: with RESDIT_TINY_MODEL=flux or sd3 every checkpoint is a tiny model with random weights.
+"""A WebUI extension for tests: RESDIT_TINY_MODEL=flux, sd3 or chroma makes of every checkpoint a tiny random model.
 
 RESDIT_TINY_HOST names the host, one of forge, neo and ersatz. All else is the host's own.
 """
@@ -49,6 +49,8 @@ class TinyEngine(ForgeDiffusionEngine):
         if MODEL == "flux":
             unet = kit.build_unet(HOST, kit.build_flux(HOST))
             self.is_flux = self.use_distilled_cfg_scale = True
+        elif MODEL == "chroma":
+            unet = kit.build_unet(HOST, kit.build_chroma(HOST))
         else:
             unet = kit.build_unet(HOST, kit.build_sd3(HOST), predictor=kit.discrete_flow())
             self.is_sd3 = True
@@ -58,7 +60,13 @@ class TinyEngine(ForgeDiffusionEngine):
         self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
 
     def get_learned_conditioning(self, prompt):
-        rows = [kit.conditioning(1, seed=zlib.crc32(text.encode())) for text in prompt]
+        seeds = [zlib.crc32(text.encode()) for text in prompt]
+        if MODEL == "chroma":
+            rows = [kit.chroma_conditioning(HOST, 1, seed) for seed in seeds]
+            if HOST != "ersatz":
+                return torch.cat(rows)
+            return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        rows = [kit.conditioning(1, seed) for seed in seeds]
         names = ("crossattn", "vector", "guidance") if MODEL == "flux" else ("crossattn", "vector")
         return {name: torch.cat([row[name] for row in rows]) for name in names}
 
