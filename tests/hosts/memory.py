@@ -49,7 +49,7 @@ def count_flux(config: object) -> None:
         row = []
         for sigma in (None, 0.99, 0.8, 0.1):
 
-            def predict(x: Tensor) -> Tensor:
+            def predict(x: torch.Tensor, context=context, vector=vector) -> torch.Tensor:
                 return model(x, torch.empty(1), context, vector, guidance=torch.empty(1))
 
             with (peak := Peak()):
