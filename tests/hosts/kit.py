@@ -136,6 +136,9 @@ def thin(path: str, config: dict) -> nn.Module:
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+        else:  # a gain of the host's own
+            for parameter in module.parameters(recurse=False):
+                parameter.data.fill_(1.0)
     return model
 
 
