@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 from resdit_ext import BALANCED, PAPER, ResDiTError, __version__
 from resdit_ext.webui import infotext
 from resdit_ext.webui.forecast import forecast
-from resdit_ext.webui.options import (
-    BY_NAME,
-    DEFAULTS,
-    OPTIONS,
-    output_size,
-    parse_request,
-    preset_values,
-    values_from_args,
-)
+from resdit_ext.webui.options import BY_NAME, DEFAULTS, OPTIONS, parse_request, preset_values, values_from_args
+from resdit_ext.webui.sizes import output_size
 from tests.api_requests import anything
 
 # The positional order is a public contract: a new option may only be appended.

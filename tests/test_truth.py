@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from resdit_ext.webui import infotext, lifecycle, passes, settings
-from resdit_ext.webui.options import OPTIONS, output_size, parse_request
+from resdit_ext.webui.options import OPTIONS, parse_request
+from resdit_ext.webui.sizes import output_size
 from resdit_ext.webui.ui import planned
 from tests.fakes import FakeFlux, FakePatcher, FakeProcessing, FakeSampler
 from tests.webui_host import FakeHost

@@ -18,8 +18,9 @@ from ..errors import ResDiTError
 from ..method.layout import Grid
 from ..webui import infotext
 from ..webui.forecast import Forecast, forecast
-from ..webui.options import OPTIONS, output_size, parse_request
+from ..webui.options import OPTIONS, parse_request
 from ..webui.presets import PresetStore
+from ..webui.sizes import output_size
 from ..webui.ui import Accordion
 from .demo import to_image
 from .model import MicroModel

@@ -15,7 +15,7 @@ from ..hosts.forge import model as forge
 from ..hosts.forge.control_pass import in_words
 from ..method.layout import Grid
 from . import lifecycle, passes, settings
-from .options import PIXELS_PER_TOKEN
+from .sizes import PIXELS_PER_TOKEN
 
 logger = logging.getLogger("ResDiT")
 NOTE = (

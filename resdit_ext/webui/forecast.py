@@ -10,7 +10,8 @@ from ..method.cost import DECODE_VALUES, activation_bytes, attention_cost
 from ..method.in_attention import pooled_phases
 from ..method.layout import Grid, Layout, make_layout
 from ..method.phases import steps_per_phase
-from .options import PIXELS_PER_TOKEN, Request
+from .options import Request
+from .sizes import PIXELS_PER_TOKEN
 
 MEASURED_SCALE = 4.05  # the lab went to 4x
 # What the page assumes before a model is loaded.

@@ -9,13 +9,20 @@ from dataclasses import dataclass
 
 from ..errors import ResDiTError, quoted
 from ..method.config import BALANCED, PRESETS, SPEEDS, ResDiTConfig, check_choice
+from .sizes import (
+    CUSTOM_SIZE,
+    FREE_RATIO,
+    LONG_SIDES,
+    MAX_SIDE,
+    MIN_SIDE,
+    PIXELS_PER_TOKEN,
+    RATIOS,
+    WEBUI_RATIO,
+    WEBUI_SIZE,
+    complete_size,
+    idle_sizes,
+)
 
-PIXELS_PER_TOKEN = 16
-MAX_SIDE = 8192
-WEBUI_SIZE, CUSTOM_SIZE = "WebUI", "Custom"
-LONG_SIDES = {"2K": 2048, "3K": 3072, "4K": 4096}
-WEBUI_RATIO, FREE_RATIO = "WebUI", "Free"
-RATIOS = {"1:1": (1, 1), "5:4": (5, 4), "4:3": (4, 3), "3:2": (3, 2), "16:9": (16, 9), "2:1": (2, 1), "21:9": (21, 9)}
 BOTH_PASSES, FIRST_PASS, HIRES_PASS = "both", "first pass", "hires pass"
 
 
@@ -71,7 +78,7 @@ def _parameter(name: str, label: str, kind: str, info: str, **rest: object) -> O
 
 def _side(name: str, label: str) -> Option:
     """A side of the picture in pixels."""
-    sides = dict(low=256, high=MAX_SIDE, step=PIXELS_PER_TOKEN)
+    sides = dict(low=MIN_SIDE, high=MAX_SIDE, step=PIXELS_PER_TOKEN)
     return Option(name, label, "number", 3072, "Pixels, a multiple of 16", advanced=False, **sides)
 
 
@@ -170,42 +177,10 @@ class Request:
         return {name: value for name, value in self.values.items() if name not in idle and value != DEFAULTS[name]}
 
 
-def idle_sizes(values: dict[str, object]) -> set[str]:
-    """The size options that have no effect beside the others."""
-    if values["size"] == WEBUI_SIZE:
-        return {"ratio", "portrait", "width", "height", "long_side"}
-    if values["ratio"] == FREE_RATIO:
-        return {"portrait", "long_side"}
-    idle = {"width", "height"}
-    if values["size"] != CUSTOM_SIZE:
-        idle.add("long_side")
-    if values["ratio"] == WEBUI_RATIO:
-        idle.add("portrait")
-    return idle
-
-
 def preset_values(name: str) -> dict[str, object]:
     """The options a named setting fixes."""
     check_choice("preset", name, tuple(PRESETS))
     return {option.name: getattr(PRESETS[name], option.name) for option in OPTIONS if hasattr(BALANCED, option.name)}
-
-
-def complete_size(given: dict[str, object]) -> dict[str, object]:
-    """An object of named options with what its size options mean together; raises ResDiTError naming a bad side.
-
-    A `width` or `height` alone is a size of its own (ratio "Free"), and a missing one of the two is the other; a
-    `long_side` alone is one too. Where none of them is given, nor `size` or `ratio`, the request keeps its own size:
-    `portrait` only rotary a frame, and there is none.
-    """
-    sides = [name for name in ("width", "height") if name in given]
-    if sides and "ratio" not in given and given.get("size", CUSTOM_SIZE) == CUSTOM_SIZE:
-        if len(sides) == 1:
-            side = BY_NAME[sides[0]].parse(given[sides[0]])  # here, so that an error names the side that was given
-            given = given | {"width": side, "height": side}
-        return given | {"size": CUSTOM_SIZE, "ratio": FREE_RATIO}
-    if "long_side" in given:
-        return {"size": CUSTOM_SIZE} | given
-    return given if sides or "ratio" in given else {"size": WEBUI_SIZE} | given
 
 
 def values_from_args(args: tuple) -> dict[str, object]:
@@ -221,6 +196,9 @@ def values_from_args(args: tuple) -> dict[str, object]:
     preset = given.pop("preset", None)
     if unknown := [name for name in given if name not in BY_NAME]:
         raise ResDiTError(f"unknown field {quoted(unknown[0])}; the fields are {', '.join(BY_NAME)} and preset")
+    if len(sides := given.keys() & {"width", "height"}) == 1:
+        (side,) = sides
+        BY_NAME[side].parse(given[side])  # before it becomes the other side too, so that an error names this one
     return DEFAULTS | (preset_values(preset) if preset is not None else {}) | complete_size(given)
 
 
@@ -233,24 +211,3 @@ def parse_request(args: tuple) -> Request:
     fields = {name: value for name, value in values.items() if hasattr(BALANCED, name)}
     config = ResDiTConfig(**fields, base_tokens=(values["base_size"] // PIXELS_PER_TOKEN) ** 2)
     return Request(values, config)
-
-
-def snap(pixels: float, multiple: int = PIXELS_PER_TOKEN) -> int:
-    """The nearest multiple, at least one."""
-    return max(1, round(pixels / multiple)) * multiple
-
-
-def output_size(
-    values: dict[str, object], width: int, height: int, multiple: int = PIXELS_PER_TOKEN
-) -> tuple[int, int]:
-    """(width, height) in pixels, multiples of `multiple` unless they are the page's own `width` and `height`."""
-    if values["size"] == WEBUI_SIZE:
-        return width, height
-    if values["ratio"] == FREE_RATIO:
-        return snap(values["width"], multiple), snap(values["height"], multiple)
-    long = values["long_side"] if values["size"] == CUSTOM_SIZE else LONG_SIDES[values["size"]]
-    if values["ratio"] == WEBUI_RATIO:
-        return snap(long * min(1, width / height), multiple), snap(long * min(1, height / width), multiple)
-    a, b = RATIOS[values["ratio"]]
-    sides = snap(long, multiple), snap(long * b / a, multiple)
-    return sides[::-1] if values["portrait"] else sides

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from ..families import Family
 from . import settings
 from .forecast import FLUX_DEV, Forecast, forecast
-from .options import BOTH_PASSES, FIRST_PASS, HIRES_PASS, WEBUI_SIZE, Request, output_size
+from .options import BOTH_PASSES, FIRST_PASS, HIRES_PASS, Request
+from .sizes import WEBUI_SIZE, output_size
 
 LATENT_PIXEL = 8
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from .forecast import Forecast
-from .options import PIXELS_PER_TOKEN
+from .sizes import PIXELS_PER_TOKEN
 
 DRAWN = 96  # pixels of the drawing's longer side
 

@@ -8,8 +8,9 @@ import gradio as gr
 
 from ..errors import ResDiTError
 from . import settings
-from .options import BY_NAME, MAX_SIDE, OPTIONS, WEBUI_SIZE, output_size, parse_request
+from .options import BY_NAME, OPTIONS, parse_request
 from .preset_row import QUIET
+from .sizes import MAX_SIDE, WEBUI_SIZE, output_size
 
 SIZE = [option.name for option in OPTIONS].index("size")
 

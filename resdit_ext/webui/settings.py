@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from ..control.flux import MODES
 from ..method.config import PRESETS
-from .options import BY_NAME, DEFAULTS, PIXELS_PER_TOKEN, preset_values
+from .options import BY_NAME, DEFAULTS, preset_values
+from .sizes import PIXELS_PER_TOKEN
 
 SECTION = ("resdit", "ResDiT High-Res")
 CATEGORY = "sd"  # "Stable Diffusion" in every host

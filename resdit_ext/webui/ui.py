@@ -12,23 +12,12 @@ from ..errors import ResDiTError
 from ..hosts import fixed_size, loaded_model
 from . import readout, settings
 from .forecast import Forecast
-from .options import (
-    BY_NAME,
-    CUSTOM_SIZE,
-    DEFAULTS,
-    FREE_RATIO,
-    LONG_SIDES,
-    OPTIONS,
-    WEBUI_RATIO,
-    WEBUI_SIZE,
-    Option,
-    parse_request,
-    snap,
-)
+from .options import BY_NAME, DEFAULTS, OPTIONS, Option, parse_request
 from .passes import plan_of, set_size
 from .preset_row import QUIET, PresetRow
 from .presets import PresetStore
 from .send_size import SendSize
+from .sizes import CUSTOM_SIZE, FREE_RATIO, LONG_SIDES, WEBUI_RATIO, WEBUI_SIZE, snap
 
 # What the page has of the host's, under the names of the host's `p`; a page without these controls has no such pass.
 HOST_DEFAULTS = {
