@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from resdit_ext import ResDiTError
 from resdit_ext.method.config import PRESETS
 from resdit_ext.webui import presets
-from resdit_ext.webui.options import BY_NAME, DEFAULTS, preset_values
-from resdit_ext.webui.presets import FIELDS, PresetStore
+from resdit_ext.webui.options import BY_NAME, DEFAULTS, PARAMETERS, preset_values
+from resdit_ext.webui.presets import PresetStore
 from tests.test_options import values_of
 
 MINE = preset_values("Paper") | {"cutoff": 0.3, "speed": "fast"}
@@ -20,12 +20,12 @@ names = (
     st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=60)
     .filter(lambda name: name.isprintable() and name.casefold() not in map(str.casefold, PRESETS))
 )  # fmt: skip
-values = st.fixed_dictionaries({name: values_of(BY_NAME[name]) for name in FIELDS}).map(
+values = st.fixed_dictionaries({name: values_of(BY_NAME[name]) for name in PARAMETERS}).map(
     lambda values: values | {"fused_until": max(values["global_until"], values["fused_until"])}
 )
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(PARAMETERS) | st.text(), inner),
 )
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from resdit_ext.method.config import PRESETS
 from resdit_ext.webui import readout, settings
-from resdit_ext.webui.options import DEFAULTS, OPTIONS
-from resdit_ext.webui.preset_row import FIELDS
+from resdit_ext.webui.options import DEFAULTS, OPTIONS, PARAMETERS
 from resdit_ext.webui.presets import PresetStore
 from resdit_ext.webui.ui import Accordion, enlarged, planned
 
@@ -91,13 +90,13 @@ def values(event, *args):
 def test_a_preset_fills_its_options(page, name):
     _, blocks, accordion = page
     (event,) = functions_of(blocks, accordion.presets.chosen)
-    filled = dict(zip(FIELDS, event.fn(name), strict=True))
-    assert filled == {field: getattr(PRESETS[name], field) for field in FIELDS}
+    filled = dict(zip(PARAMETERS, event.fn(name), strict=True))
+    assert filled == {field: getattr(PRESETS[name], field) for field in PARAMETERS}
 
 
 def test_own_presets_are_saved_renamed_used_and_deleted(page):
     _, blocks, accordion = page
-    own = [getattr(PRESETS["Paper"], field) for field in FIELDS]
+    own = [getattr(PRESETS["Paper"], field) for field in PARAMETERS]
     chosen, message = values(button(page, "preset_save"), "  mine ", "Balanced", *own)
     assert chosen == {"choices": [*PRESETS, "mine"], "value": "mine"} and "saved &#x27;mine&#x27;" in message
     (event,) = functions_of(blocks, accordion.presets.chosen)
@@ -149,7 +148,7 @@ def test_the_list_of_presets_shows_what_the_options_are(page, store):
     assert shown("Paper") == "Balanced"
     assert shown("Balanced", fused_until=0.57, attention_scale="off") == "Paper"
     assert shown("Balanced", cutoff=0.33) is None
-    own = {field: getattr(PRESETS["Balanced"], field) for field in FIELDS}
+    own = {field: getattr(PRESETS["Balanced"], field) for field in PARAMETERS}
     store.save("as balanced", own)
     store.save("mine", own | {"cutoff": 0.33})
     assert shown("Balanced", cutoff=0.33) == "mine" and shown("as balanced") == "as balanced"

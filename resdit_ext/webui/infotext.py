@@ -7,16 +7,11 @@ from dataclasses import replace
 
 from .. import __version__
 from ..errors import ResDiTError
-from .options import OPTIONS, Option, Request
+from .options import BY_NAME, Option, Request
 
-KEY = "ResDiT"
+KEY = BY_NAME["enabled"].key
 REFUSED_KEY = "ResDiT not active"
 NOTES_KEY = "ResDiT notes"  # in the API's answer alone
-
-
-def key_of(option: Option) -> str:
-    """`ResDiT cut-off`: the host's parser takes letters, digits, blanks, '-' and '/' after the first word."""
-    return f"{KEY} {option.label.lower()}"
 
 
 def parameters(request: Request, made: tuple[int, int] | None = None) -> dict[str, object]:
@@ -26,11 +21,10 @@ def parameters(request: Request, made: tuple[int, int] | None = None) -> dict[st
         request: the options.
         made: (width, height) of the picture, where the host has rounded the ones that were asked for.
     """
-    keys = {option.name: key_of(option) for option in OPTIONS}
     if made is not None:
         sides = dict(width=made[0], height=made[1], long_side=max(made))
         request = replace(request, values=request.values | sides)
-    return {KEY: __version__} | {keys[name]: value for name, value in request.changed().items()}
+    return {KEY: __version__} | {BY_NAME[name].key: value for name, value in request.changed().items()}
 
 
 def remove(written: dict[str, object]) -> None:
@@ -51,7 +45,7 @@ def restore(option: Option) -> Callable[[dict], object]:
     def value_in(params: dict) -> object:
         if KEY not in params:
             return None  # the host leaves the component as it is
-        text = params.get(key_of(option), option.default)
+        text = params.get(option.key, option.default)
         if option.kind == "bool" and isinstance(text, str):
             text = {"True": True, "False": False}.get(text, option.default)
         try:
@@ -72,7 +66,7 @@ class PasteField(str):
     __slots__ = ("_restore",)
 
     def __new__(cls, option: Option) -> PasteField:
-        field = super().__new__(cls, KEY if option.name == "enabled" else key_of(option))
+        field = super().__new__(cls, option.key)
         field._restore = restore(option)
         return field
 

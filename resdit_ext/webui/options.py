@@ -1,14 +1,17 @@
 """The one table of options: widgets, defaults, validation, infotext and API are all read from it.
 
-The order of the rows is the order of the API's positional arguments, a public contract: append only.
+The order of the rows is the order of the API's positional arguments, a public contract: append only. A label or a hint
+may change; a key may not, as older pictures have it. The method's parameters have their defaults, ranges and choices
+from `ResDiTConfig`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 from ..errors import ResDiTError, quoted
-from ..method.config import BALANCED, PRESETS, SPEEDS, ResDiTConfig, check_choice
+from ..method.config import BALANCED, PRESETS, ResDiTConfig, check_choice
 from .sizes import (
     CUSTOM_SIZE,
     FREE_RATIO,
@@ -28,7 +31,21 @@ BOTH_PASSES, FIRST_PASS, HIRES_PASS = "both", "first pass", "hires pass"
 
 @dataclass(frozen=True)
 class Option:
-    """One row: `kind` is "bool", "choice", "number" (`low`..`high` in steps of `step`) or "scale"."""
+    """One row.
+
+    Attributes:
+        name: in the API, and of the method's parameter where it is one.
+        label: on the page.
+        kind: "bool", "choice", "number", or "scale": a number or a choice.
+        default: on the page and in the API.
+        info: the hint on the page.
+        choices: of a "choice" or "scale".
+        low, high: the range of a number.
+        step: of a number's slider; the API takes what is between.
+        advanced: whether it is among the advanced options on the page.
+        key: its name in a picture's parameters.
+        parameter: whether it is a parameter of the method.
+    """
 
     name: str
     label: str
@@ -40,6 +57,8 @@ class Option:
     high: float = 1
     step: float = 1
     advanced: bool = True
+    key: str = ""
+    parameter: bool = False
 
     @property
     def whole(self) -> bool:
@@ -71,19 +90,26 @@ class Option:
         return int(number) if self.whole else number
 
 
-def _parameter(name: str, label: str, kind: str, info: str, **rest: object) -> Option:
-    """A row whose default is the Balanced setting's value of the field of the same name."""
-    return Option(name, label, kind, getattr(BALANCED, name), info, **rest)
+def _parameter(name: str, key: str, label: str, info: str, **rest: object) -> Option:
+    """The row of a field of ResDiTConfig."""
+    field = next(each for each in fields(ResDiTConfig) if each.name == name)
+    allowed = field.metadata["allowed"]
+    if allowed.low is None:
+        kind, bounds = "choice", {}
+    else:
+        kind, bounds = "scale" if allowed.choices else "number", {"low": allowed.low, "high": allowed.high}
+    common = dict(choices=allowed.choices, key=key, parameter=True)
+    return Option(name, label, kind, field.default, info, **bounds, **common, **rest)
 
 
-def _side(name: str, label: str) -> Option:
+def _side(name: str, key: str, label: str) -> Option:
     """A side of the picture in pixels."""
     sides = dict(low=MIN_SIDE, high=MAX_SIDE, step=PIXELS_PER_TOKEN)
-    return Option(name, label, "number", 3072, "Pixels, a multiple of 16", advanced=False, **sides)
+    return Option(name, label, "number", 3072, "Pixels, a multiple of 16", **sides, advanced=False, key=key)
 
 
 OPTIONS = (
-    Option("enabled", "ResDiT High-Res", "bool", False, advanced=False),
+    Option("enabled", "ResDiT High-Res", "bool", False, advanced=False, key="ResDiT"),
     Option(
         "size",
         "Output size",
@@ -92,6 +118,7 @@ OPTIONS = (
         "Long side: 2048, 3072, 4096 or custom pixels; WebUI keeps the page's own size",
         choices=(WEBUI_SIZE, *LONG_SIDES, CUSTOM_SIZE),
         advanced=False,
+        key="ResDiT output size",
     ),
     Option(
         "ratio",
@@ -101,52 +128,55 @@ OPTIONS = (
         "Free: width and height of your own; WebUI: the ratio of the page's own size",
         choices=(*RATIOS, FREE_RATIO, WEBUI_RATIO),
         advanced=False,
+        key="ResDiT aspect ratio",
     ),
-    Option("portrait", "Portrait", "bool", False, "Taller than wide", advanced=False),
-    _side("width", "Custom width"),
-    _side("height", "Custom height"),
-    _parameter("global_until", "Global until", "number", "Share of the steps that set the layout", step=0.005),
+    Option("portrait", "Portrait", "bool", False, "Taller than wide", advanced=False, key="ResDiT portrait"),
+    _side("width", "ResDiT custom width", "Custom width"),
+    _side("height", "ResDiT custom height", "Custom height"),
     _parameter(
-        "fused_until", "Fused until", "number", "Share by which fusion ends; 1 keeps the layout at 3K-4K", step=0.005
+        "global_until",
+        "ResDiT global until",
+        "Global until",
+        "Share of the steps that set the layout",
+        step=0.005,
     ),
-    _parameter("cutoff", "Cut-off", "number", "Band taken from the global branch", step=0.01),
     _parameter(
-        "cutoff_unit", "Cut-off unit", "choice", "Nyquist: half a cycle per token", choices=("nyquist", "sampling")
+        "fused_until",
+        "ResDiT fused until",
+        "Fused until",
+        "Share by which fusion ends; 1 keeps the layout at 3K-4K",
+        step=0.005,
     ),
+    _parameter("cutoff", "ResDiT cut-off", "Cut-off", "Band taken from the global branch", step=0.01),
+    _parameter("cutoff_unit", "ResDiT cut-off unit", "Cut-off unit", "Nyquist: half a cycle per token"),
     _parameter(
         "attention_scale",
+        "ResDiT attention scale",
         "Attention scale",
-        "scale",
         "On the global branch; a number is taken as it is",
-        choices=("off", "sqrt-log", "log"),
-        low=0.5,
-        high=2.0,
     ),
     Option(
-        "base_size", "Base size", "number", 1024, "Side in pixels the model was trained at", low=128, high=2048, step=64
+        "base_size",
+        "Base size",
+        "number",
+        math.isqrt(BALANCED.base_tokens) * PIXELS_PER_TOKEN,
+        "Side in pixels the model was trained at",
+        low=128,
+        high=2048,
+        step=64,
+        key="ResDiT base size",
     ),
-    _parameter(
-        "base_shape",
-        "Base shape",
-        "choice",
-        "Aspect: as the output; square: as the paper",
-        choices=("aspect", "square"),
-    ),
-    _parameter(
-        "splice_sigma", "Splice sigma", "number", "Width of the blend, in patch sides", low=0.05, high=2.0, step=0.01
-    ),
-    _parameter(
-        "chunk_mb", "Chunk memory", "number", "Most MiB for the patches computed at once", low=16, high=16384, step=16
-    ),
+    _parameter("base_shape", "ResDiT base shape", "Base shape", "Aspect: as the output; square: as the paper"),
+    _parameter("splice_sigma", "ResDiT splice sigma", "Splice sigma", "Width of the blend, in patch sides", step=0.01),
+    _parameter("chunk_mb", "ResDiT chunk memory", "Chunk memory", "Most MiB for the patches computed at once"),
     _parameter(
         "speed",
+        "ResDiT speed",
         "Speed",
-        "choice",
         "FLUX from 2x on: coarser layout attention in fused steps (fast), in all steps (fastest)",
-        choices=SPEEDS,
         advanced=False,
     ),
-    _side("long_side", "Custom long side"),
+    _side("long_side", "ResDiT custom long side", "Custom long side"),
     Option(
         "apply_to",
         "Apply to",
@@ -154,10 +184,12 @@ OPTIONS = (
         BOTH_PASSES,
         "Which passes, when Hires. fix is on",
         choices=(BOTH_PASSES, FIRST_PASS, HIRES_PASS),
+        key="ResDiT apply to",
     ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 DEFAULTS = {option.name: option.default for option in OPTIONS}
+PARAMETERS = tuple(option.name for option in OPTIONS if option.parameter)
 
 
 @dataclass(frozen=True)
@@ -178,9 +210,9 @@ class Request:
 
 
 def preset_values(name: str) -> dict[str, object]:
-    """The options a named setting fixes."""
+    """The options that a built-in preset sets."""
     check_choice("preset", name, tuple(PRESETS))
-    return {option.name: getattr(PRESETS[name], option.name) for option in OPTIONS if hasattr(BALANCED, option.name)}
+    return {parameter: getattr(PRESETS[name], parameter) for parameter in PARAMETERS}
 
 
 def values_from_args(args: tuple) -> dict[str, object]:
@@ -208,6 +240,6 @@ def parse_request(args: tuple) -> Request:
     if BY_NAME["enabled"].parse(values["enabled"]) is False:
         return Request(DEFAULTS, BALANCED)
     values = {option.name: option.parse(values[option.name]) for option in OPTIONS}
-    fields = {name: value for name, value in values.items() if hasattr(BALANCED, name)}
-    config = ResDiTConfig(**fields, base_tokens=(values["base_size"] // PIXELS_PER_TOKEN) ** 2)
+    parameters = {name: values[name] for name in PARAMETERS}
+    config = ResDiTConfig(**parameters, base_tokens=(values["base_size"] // PIXELS_PER_TOKEN) ** 2)
     return Request(values, config)

@@ -9,8 +9,8 @@ import gradio as gr
 
 from ..errors import ResDiTError, quoted
 from ..method.config import PRESETS
-from .options import preset_values
-from .presets import FIELDS, PresetStore, check_name
+from .options import PARAMETERS, preset_values
+from .presets import PresetStore, check_name
 
 QUIET = dict(queue=False, show_progress=False)
 
@@ -60,15 +60,15 @@ class PresetRow:
 
     def connect(self, by_name: dict[str, gr.components.Component]) -> None:
         """Bind the list and the buttons to the options' widgets."""
-        fields = [by_name[name] for name in FIELDS]
+        fields = [by_name[name] for name in PARAMETERS]
 
         def values_of(name: str) -> list[object]:
             own, _ = self.store.load()
             try:
                 values = own[name] if name in own else preset_values(name)
             except ResDiTError:  # deleted in another tab
-                return [gr.update()] * len(FIELDS)
-            return [values[field] for field in FIELDS]
+                return [gr.update()] * len(PARAMETERS)
+            return [values[field] for field in PARAMETERS]
 
         self.chosen.input(values_of, inputs=self.chosen, outputs=fields, **QUIET)
 
@@ -89,7 +89,7 @@ class PresetRow:
 
         def save(name: str, _: str, values: tuple) -> tuple[str, str]:
             name = check_name(name)
-            self.store.save(name, dict(zip(FIELDS, values, strict=True)))
+            self.store.save(name, dict(zip(PARAMETERS, values, strict=True)))
             return f"saved {quoted(name)}", name
 
         def rename(name: str, chosen: str, _: tuple) -> tuple[str, str]:

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from ..errors import ResDiTError, quoted, shortened
 from ..method.config import PRESETS, ResDiTConfig
-from .options import BY_NAME, DEFAULTS, preset_values
+from .options import BY_NAME, DEFAULTS, PARAMETERS
 
 logger = logging.getLogger("ResDiT")
-FIELDS = tuple(preset_values("Balanced"))
 LONGEST_NAME = 60
 # The page's events run in threads: between reading and writing in one, no other may write.
 WRITING = threading.Lock()
@@ -34,16 +33,16 @@ def check_name(name: object) -> str:
 
 def check_values(values: dict[str, object]) -> dict[str, object]:
     """Every field of a preset as its type; raises ResDiTError naming an unknown, missing or bad one."""
-    if unknown := [name for name in values if name not in FIELDS]:
-        raise ResDiTError(f"unknown field {quoted(unknown[0])}; a preset's fields are {', '.join(FIELDS)}")
-    checked = {name: BY_NAME[name].parse(values.get(name)) for name in FIELDS}
+    if unknown := [name for name in values if name not in PARAMETERS]:
+        raise ResDiTError(f"unknown field {quoted(unknown[0])}; a preset's fields are {', '.join(PARAMETERS)}")
+    checked = {name: BY_NAME[name].parse(values.get(name)) for name in PARAMETERS}
     ResDiTConfig(**checked)  # which knows what may not go together
     return checked
 
 
 def read_field(name: str, value: object) -> tuple[dict[str, object], list[str]]:
     """A field as read from the file: itself, or nothing and what is wrong with it."""
-    if name not in FIELDS:
+    if name not in PARAMETERS:
         return {}, [f"unknown field {quoted(name)}"]
     try:
         return {name: BY_NAME[name].parse(value)}, []
@@ -58,7 +57,7 @@ def read_preset(name: str, entry: object) -> tuple[dict[str, dict[str, object]],
     """
     if not isinstance(entry, dict):
         return {}, [f"preset {quoted(name)} is left out: it is a {type(entry).__name__}, not an object of options"]
-    values, problems = {field: DEFAULTS[field] for field in FIELDS}, []
+    values, problems = {field: DEFAULTS[field] for field in PARAMETERS}, []
     for field, given in entry.items():
         good, bad = read_field(field, given)
         values |= good
