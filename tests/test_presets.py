@@ -139,25 +139,29 @@ def test_a_missing_field_is_not_saved_and_is_loaded_as_the_default(store):
 @pytest.mark.parametrize(
     ("entry", "kept", "message"),
     [
-        (MINE | {"cutoff": 7}, MINE | {"cutoff": DEFAULTS["cutoff"]}, "'x' without a field: cutoff is 7"),
-        (MINE | {"cutoff": 10**400}, MINE | {"cutoff": DEFAULTS["cutoff"]}, "'x' without a field: "),
-        (MINE | {"cutoff": float("nan")}, MINE | {"cutoff": DEFAULTS["cutoff"]}, "'x' without a field: cutoff is nan"),
-        (MINE | {"later": [1]}, MINE, "'x' without a field: unknown field 'later'"),
-        ([1, 2], None, "'x' is left out: it is a list, not an object of options"),
-        (MINE | {"global_until": 0.9}, None, "'x' is left out: fused_until is 0.57, below global_until 0.9"),
+        (MINE | {"cutoff": 7}, MINE | {"cutoff": DEFAULTS["cutoff"]}, "a field of preset 'x' is ignored: cutoff is 7"),
+        (MINE | {"cutoff": 10**400}, MINE | {"cutoff": DEFAULTS["cutoff"]}, "a field of preset 'x' is ignored: "),
+        (
+            MINE | {"cutoff": float("nan")},
+            MINE | {"cutoff": DEFAULTS["cutoff"]},
+            "a field of preset 'x' is ignored: cutoff is nan",
+        ),
+        (MINE | {"later": [1]}, MINE, "a field of preset 'x' is ignored: unknown field 'later'"),
+        ([1, 2], None, "preset 'x' is ignored: it is a list, not an object of options"),
+        (MINE | {"global_until": 0.9}, None, "preset 'x' is ignored: fused_until is 0.57, below global_until 0.9"),
     ],
 )
 def test_bad_fields_in_the_file_are_dropped_and_told_about(store, entry, kept, message):
     store.path.write_text(json.dumps({"good": MINE, "x": entry}))
     loaded, problem = store.load()
     assert loaded == {"good": MINE} | ({"x": kept} if kept else {})
-    assert f"user_presets.json: preset {message}" in problem
+    assert f"user_presets.json: {message}" in problem
 
 
 def test_bad_names_in_the_file_are_told_about_and_can_be_deleted(store):
     store.path.write_text(json.dumps({"paper": MINE, "a\nb": MINE}))
     loaded, problem = store.load()
-    assert loaded == {} and "'paper' is left out" in problem and "'a\\nb' is left out" in problem
+    assert loaded == {} and "'paper' is ignored" in problem and "'a\\nb' is ignored" in problem
     store.delete("paper")
     store.rename("a\nb", "ab")
     assert store.load() == ({"ab": MINE}, None)

@@ -7,6 +7,8 @@ import logging
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -31,51 +33,51 @@ def check_name(name: object) -> str:
     return trimmed
 
 
+def check_field(name: str, value: object) -> object:
+    """The value of one field as its type; raises ResDiTError naming an unknown or bad one."""
+    if name not in PARAMETERS:
+        raise ResDiTError(f"unknown field {quoted(name)}; a preset's fields are {', '.join(PARAMETERS)}")
+    return BY_NAME[name].parse(value)
+
+
 def check_values(values: dict[str, object]) -> dict[str, object]:
     """Every field of a preset as its type; raises ResDiTError naming an unknown, missing or bad one."""
-    if unknown := [name for name in values if name not in PARAMETERS]:
-        raise ResDiTError(f"unknown field {quoted(unknown[0])}; a preset's fields are {', '.join(PARAMETERS)}")
-    checked = {name: BY_NAME[name].parse(values.get(name)) for name in PARAMETERS}
+    others = [name for name in values if name not in PARAMETERS]
+    checked = {name: check_field(name, values.get(name)) for name in (*others, *PARAMETERS)}
     ResDiTConfig(**checked)  # which knows what may not go together
     return checked
 
 
-def read_field(name: str, value: object) -> tuple[dict[str, object], list[str]]:
-    """A field as read from the file: itself, or nothing and what is wrong with it."""
-    if name not in PARAMETERS:
-        return {}, [f"unknown field {quoted(name)}"]
+@contextmanager
+def noted(problems: list[str], subject: str) -> Iterator[None]:
+    """Add to `problems` why a part of the file is ignored, where the body raises ResDiTError."""
     try:
-        return {name: BY_NAME[name].parse(value)}, []
+        yield
     except ResDiTError as error:
-        return {}, [str(error)]
+        problems.append(f"{subject} is ignored: {error}")
 
 
-def read_preset(name: str, entry: object) -> tuple[dict[str, dict[str, object]], list[str]]:
-    """A preset as read from the file: itself with defaults for its bad fields, or nothing; and what is wrong.
+def read_preset(name: str, entry: object, problems: list[str]) -> dict[str, object]:
+    """A preset as it is in the file, with defaults for missing and bad fields; raises ResDiTError where it is useless.
 
-    That a field is missing is not wrong: an update may have brought it.
+    Bad fields are noted in `problems`. A missing one is not: a later release may have brought it.
     """
+    check_name(name)
     if not isinstance(entry, dict):
-        return {}, [f"preset {quoted(name)} is left out: it is a {type(entry).__name__}, not an object of options"]
-    values, problems = {field: DEFAULTS[field] for field in PARAMETERS}, []
-    for field, given in entry.items():
-        good, bad = read_field(field, given)
-        values |= good
-        problems += [f"preset {quoted(name)} without a field: {problem}" for problem in bad]
-    try:
-        check_name(name)
-        return {name: check_values(values)}, problems
-    except ResDiTError as error:
-        return {}, [f"preset {quoted(name)} is left out: {error}"]
+        raise ResDiTError(f"it is a {type(entry).__name__}, not an object of options")
+    values = {field: DEFAULTS[field] for field in PARAMETERS}
+    for field, value in entry.items():
+        with noted(problems, f"a field of preset {quoted(name)}"):
+            values[field] = check_field(field, value)
+    return check_values(values)
 
 
 def read_presets(entries: dict[str, object]) -> tuple[dict[str, dict[str, object]], list[str]]:
-    """The presets among what the file holds, by name, and what is wrong with the rest."""
+    """The usable presets in the file's content, by name, and what is wrong with the rest."""
     presets, problems = {}, []
     for name, entry in entries.items():
-        good, bad = read_preset(name, entry)
-        presets |= good
-        problems += bad
+        with noted(problems, f"preset {quoted(name)}"):
+            presets[name] = read_preset(name, entry, problems)
     return presets, problems
 
 
