@@ -30,7 +30,7 @@ class PresetRow:
             label="Preset",
             value=built_in(values),
             elem_id=f"{prefix}_preset",
-            info="Sets the options it is made of; they can be changed afterwards",
+            info="Sets several options at once; you can still change each of them",
         )
         self.chosen.do_not_save_to_config = True
 
