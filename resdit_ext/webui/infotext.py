@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from .. import __version__
 from ..errors import ResDiTError
-from .options import BY_NAME, Option, Request
+from .option import Option
+from .options import BY_NAME, Request
 
 KEY = BY_NAME["enabled"].key
 REFUSED_KEY = "ResDiT not active"

@@ -13,7 +13,8 @@ from ..errors import ResDiTError, quoted
 from ..families import SD3
 from ..method.config import PRESETS
 from .forecast import FLUX_DEV, forecast
-from .options import BY_NAME, OPTIONS, Option, parse_request
+from .option import Option
+from .options import BY_NAME, OPTIONS, parse_request
 from .sizes import FREE_RATIO, WEBUI_SIZE, output_size
 from .xyz import PRESET, parse_text
 

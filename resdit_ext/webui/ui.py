@@ -12,7 +12,8 @@ from ..errors import ResDiTError
 from ..hosts import fixed_size, loaded_model
 from . import readout, settings
 from .forecast import Forecast
-from .options import BY_NAME, DEFAULTS, OPTIONS, Option, parse_request
+from .option import Option
+from .options import BY_NAME, DEFAULTS, OPTIONS, parse_request
 from .passes import plan_of, set_size
 from .preset_row import QUIET, PresetRow
 from .presets import PresetStore

@@ -10,7 +10,8 @@ from types import ModuleType
 
 from ..errors import ResDiTError, quoted
 from ..method.config import PRESETS
-from .options import OPTIONS, Option, preset_values, values_from_args
+from .option import Option
+from .options import OPTIONS, preset_values, values_from_args
 from .sizes import CUSTOM_SIZE, FREE_RATIO
 
 logger = logging.getLogger("ResDiT")
