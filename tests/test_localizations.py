@@ -13,7 +13,7 @@ from resdit_ext.webui.control import NOTE
 from resdit_ext.webui.options import DEFAULTS, OPTIONS
 from resdit_ext.webui.presets import PresetStore
 from resdit_ext.webui.settings import SETTINGS
-from resdit_ext.webui.ui import HOST_DEFAULTS, Accordion, planned
+from resdit_ext.webui.ui import HOST_DEFAULTS, Accordion, forecast_of_page
 
 FOLDER = Path(__file__).parents[1] / "localizations"
 LANGUAGES = {"zh_CN", "ja_JP"}
@@ -51,7 +51,7 @@ def shown(tmp_path_factory):
         if isinstance(block, gr.Button):
             texts.add(block.value)
     texts.add(NOTE)
-    texts |= {name for name, _ in readout.figures(planned(HOST_DEFAULTS, tuple(DEFAULTS.values())))}
+    texts |= {name for name, _ in readout.figures(forecast_of_page(HOST_DEFAULTS, tuple(DEFAULTS.values())))}
     for setting in SETTINGS:
         texts |= {setting.label, f"({setting.info})", *setting.choices}  # the hosts put the parentheses
     return {text for text in texts - {None} if any(c.isascii() and c.isalpha() for c in text)} - LEFT

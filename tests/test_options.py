@@ -256,10 +256,10 @@ def test_presets_fill_only_what_they_mean():
     ],
 )
 def test_the_status_line(options, size, active, expected):
-    plan = forecast(parse_request((options,)), *size, 35)
-    assert plan.active is active and expected in plan.line()
-    assert plan.as_dict()["line"] == plan.line()
-    json.dumps(plan.as_dict())
+    made = forecast(parse_request((options,)), *size, 35)
+    assert made.active is active and expected in made.line()
+    assert made.as_dict()["line"] == made.line()
+    json.dumps(made.as_dict())
 
 
 @pytest.mark.parametrize(

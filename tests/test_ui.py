@@ -11,7 +11,7 @@ from resdit_ext.method.config import PRESETS
 from resdit_ext.webui import readout, settings
 from resdit_ext.webui.options import DEFAULTS, OPTIONS, PARAMETERS
 from resdit_ext.webui.presets import PresetStore
-from resdit_ext.webui.ui import Accordion, enlarged, planned
+from resdit_ext.webui.ui import Accordion, enlarged, forecast_of_page
 
 NAMES = [option.name for option in OPTIONS]
 
@@ -173,18 +173,18 @@ def test_only_the_controls_that_count_are_shown(page):
 def test_an_error_in_an_option_is_shown_and_escaped():
     args = [option.default for option in OPTIONS]
     args[NAMES.index("attention_scale")] = "<b>"
-    html = readout.html(planned({"width": 1, "height": 1, "steps": 1}, tuple(args)))
+    html = readout.html(forecast_of_page({"width": 1, "height": 1, "steps": 1}, tuple(args)))
     assert "resdit-idle" in html and "&lt;b&gt;" in html and "<b>" not in html
 
 
 def test_the_drawing_shows_every_patch_inside_the_frame():
     args = [option.default for option in OPTIONS]
     args[NAMES.index("ratio")] = "2:1"
-    plan = planned({"width": 512, "height": 512, "steps": 20}, tuple(args))
-    svg = readout.drawing(plan)
-    assert svg.count("<rect") == len(plan.layout.patches) == 9 and 'viewBox="0 0 3072 1536"' in svg
-    w, h = plan.patch
-    assert plan.layout.rows[-1] * 16 + h == 1536 and plan.layout.cols[-1] * 16 + w == 3072
+    made = forecast_of_page({"width": 512, "height": 512, "steps": 20}, tuple(args))
+    svg = readout.drawing(made)
+    assert svg.count("<rect") == len(made.layout.patches) == 9 and 'viewBox="0 0 3072 1536"' in svg
+    w, h = made.patch
+    assert made.layout.rows[-1] * 16 + h == 1536 and made.layout.cols[-1] * 16 + w == 3072
 
 
 def test_img2img_shows_the_steps_that_its_strength_leaves(page, monkeypatch):

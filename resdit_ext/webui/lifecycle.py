@@ -18,7 +18,7 @@ from ..method.run import UNSUITABLE, Run
 from . import infotext, settings, xyz
 from .messages import answer, forget, log_to_console, tell, teller
 from .options import Request, parse_request
-from .passes import final_size, in_hires, plan_of, set_size, sigmas_of_pass, steps_of, wants_this_pass
+from .passes import final_size, forecast_of, in_hires, set_size, sigmas_of_pass, steps_of, wants_this_pass
 
 __all__ = ["log_to_console", "tell"]
 
@@ -174,13 +174,13 @@ def process(p: object, *_: object) -> None:
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None:
         return
-    plan = plan_of(p, generation.request, host_of(p).accept(p))
-    tell(p, plan.line(), logging.INFO)
-    if plan.active:
+    forecast = forecast_of(p, generation.request, host_of(p).accept(p))
+    tell(p, forecast.line(), logging.INFO)
+    if forecast.active:
         p.extra_generation_params.update(infotext.parameters(generation.request, final_size(p)))
     else:
-        p.extra_generation_params[infotext.REFUSED_KEY] = plan.idle
-    generation.owns_final = plan.active and (plan.width, plan.height) == final_size(p)
+        p.extra_generation_params[infotext.REFUSED_KEY] = forecast.idle
+    generation.owns_final = forecast.active and (forecast.width, forecast.height) == final_size(p)
     if getattr(p, "init_images", None):
         prepare_vae(p, generation)  # img2img encodes its picture next; the host drops the VAE after that
     generation.begun = True

@@ -109,7 +109,7 @@ def final_size(p: object) -> tuple[int, int]:
     return x or y * p.width // p.height, y or x * p.height // p.width
 
 
-def plan_of_pass(p: object, request: Request, family: Family, hires: bool) -> Forecast:
+def forecast_of_pass(p: object, request: Request, family: Family, hires: bool) -> Forecast:
     """What will happen in one pass."""
     size = final_size(p) if hires or not has_hires(p) else (p.width, p.height)
     steps = steps_of(p, hires)
@@ -117,9 +117,9 @@ def plan_of_pass(p: object, request: Request, family: Family, hires: bool) -> Fo
     return forecast(request, *size, steps.listed, family, skipped=steps.skipped, which=which)
 
 
-def plan_of(p: object, request: Request, family: Family = FLUX_DEV) -> Forecast:
+def forecast_of(p: object, request: Request, family: Family = FLUX_DEV) -> Forecast:
     """What will happen, with hires in the last pass in which anything does."""
     choice = request.values["apply_to"] if has_hires(p) else FIRST_PASS
     passes = {BOTH_PASSES: (True, False), FIRST_PASS: (False,), HIRES_PASS: (True,)}[choice]
-    plans = [plan_of_pass(p, request, family, hires) for hires in passes]
-    return next((plan for plan in plans if plan.active), plans[0])
+    forecasts = [forecast_of_pass(p, request, family, hires) for hires in passes]
+    return next((each for each in forecasts if each.active), forecasts[0])

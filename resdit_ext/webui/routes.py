@@ -1,4 +1,4 @@
-"""Three GET routes that need no generation: the version, the options' JSON schema and the plan for a picture."""
+"""Three GET routes that need no generation: the version, the options' JSON schema and the forecast for a picture."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def schema() -> dict[str, object]:
     }
 
 
-def plan(query: Mapping[str, str]) -> dict[str, object]:
+def forecast_of_query(query: Mapping[str, str]) -> dict[str, object]:
     """The forecast for a request of `width` x `height` pixels in `steps` steps; raises ResDiTError naming the field.
 
     The options mean what they mean in `args`, so that `size`, `ratio` and `long_side` change the picture's size; with
@@ -107,7 +107,7 @@ def demands_of_host(app: object) -> list[object]:
 def add_routes(app: object) -> None:
     """Add the routes to a FastAPI application that does not have them yet; the host's own routes must be there."""
     present = {getattr(route, "path", None) for route in app.routes}
-    routes = {"version": lambda _: {"version": __version__}, "schema": lambda _: schema(), "plan": plan}
+    routes = {"version": lambda _: {"version": __version__}, "schema": lambda _: schema(), "plan": forecast_of_query}
     common = {"methods": ["GET"], "response_model": None, "dependencies": demands_of_host(app)}
     for name, compute in routes.items():
         path = f"/resdit/v1/{name}"

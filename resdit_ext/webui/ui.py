@@ -14,7 +14,7 @@ from . import readout, settings
 from .forecast import Forecast
 from .option import Option
 from .options import BY_NAME, DEFAULTS, OPTIONS, parse_request
-from .passes import plan_of, set_size
+from .passes import forecast_of, set_size
 from .preset_row import QUIET, PresetRow
 from .presets import PresetStore
 from .send_size import SendSize
@@ -53,8 +53,8 @@ def component(option: Option, elem_id: str, value: object) -> gr.components.Comp
     return made
 
 
-def planned(host: Mapping[str, object], args: tuple) -> Forecast:
-    """What is going to happen with these options beside the page's own values; an error becomes the reason."""
+def forecast_of_page(host: Mapping[str, object], args: tuple) -> Forecast:
+    """What ResDiT will do with these options and the page's own values; an error is the reason why it does nothing."""
     p = SimpleNamespace(**HOST_DEFAULTS | host)
     for name in WHOLE:
         setattr(p, name, int(getattr(p, name)))
@@ -62,7 +62,7 @@ def planned(host: Mapping[str, object], args: tuple) -> Forecast:
         request = parse_request((True, *args[1:]))
         set_size(p, request, {})
         p.width, p.height = fixed_size(loaded_model(), p.width, p.height)
-        return plan_of(p, request)
+        return forecast_of(p, request)
     except ResDiTError as error:
         return Forecast(p.width, p.height, p.steps, idle=str(error))
 
@@ -125,7 +125,7 @@ class Accordion:
             with gr.Row(elem_classes="resdit-row", visible=free) as free_row:
                 add("width", "height")
             add("speed")
-            start = readout.html(planned(self.given, tuple(defaults.values())))
+            start = readout.html(forecast_of_page(self.given, tuple(defaults.values())))
             with gr.Column(elem_id=f"{self.prefix}_status"):  # gradio 3 would give the text's id to two elements
                 self.status = gr.HTML(start)
             if note:
@@ -158,7 +158,7 @@ class Accordion:
             chosen = dict(zip(self.by_name, options, strict=True))
             sized, free = chosen["size"] != WEBUI_SIZE, chosen["ratio"] == FREE_RATIO
             return (
-                readout.html(planned(self.given | known, options)),
+                readout.html(forecast_of_page(self.given | known, options)),
                 gr.update(visible=sized),
                 gr.update(visible=chosen["size"] == CUSTOM_SIZE and not free),
                 gr.update(visible=sized and free),
