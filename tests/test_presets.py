@@ -194,7 +194,7 @@ def test_a_truncated_file_is_moved_aside(store, share):
     store.path.write_bytes(damaged)
     loaded, problem = store.load()
     assert loaded == {} and problem == (
-        "user_presets.json was damaged; it is now user_presets.json.bad, and your presets begin anew"
+        "user_presets.json was damaged and is now user_presets.json.bad; your list of presets is empty"
     )
     assert files(store) == ["user_presets.json.bad"] and store.load() == ({}, None)
     assert (store.path.parent / "user_presets.json.bad").read_bytes() == damaged
@@ -270,7 +270,7 @@ def test_a_damaged_file_that_cannot_be_moved_aside_stays_and_is_told_about(store
         raise OSError("permission denied")
 
     monkeypatch.setattr(presets.Path, "replace", refused)
-    told = "user_presets.json is damaged and cannot be moved aside: permission denied"
+    told = "user_presets.json is damaged and cannot be renamed: permission denied"
     assert store.load() == ({}, told)
     with pytest.raises(ResDiTError, match=told):
         store.save("a", MINE)

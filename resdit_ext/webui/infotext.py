@@ -1,4 +1,4 @@
-"""Generation parameters in the saved image, and back into the page."""
+"""The options in the saved picture's parameters, and from there back into the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTES_KEY = "ResDiT notes"  # in the API's answer alone
 
 
 def parameters(request: Request, made: tuple[int, int] | None = None) -> dict[str, object]:
-    """What to write: the version, and the options that differ from their defaults.
+    """What is written: the version, and the options that differ from their defaults.
 
     Args:
         request: the options.
@@ -29,7 +29,7 @@ def parameters(request: Request, made: tuple[int, int] | None = None) -> dict[st
 
 
 def remove(written: dict[str, object]) -> None:
-    """Take our parameters out of those that will be written."""
+    """Remove our parameters from those that will be written."""
     for key in [key for key in written if key == KEY or key.startswith(f"{KEY} ")]:
         del written[key]
 
@@ -37,8 +37,8 @@ def remove(written: dict[str, object]) -> None:
 def restore(option: Option) -> Callable[[dict], object]:
     """The function the host calls with a pasted infotext's parameters to set the option's component.
 
-    An image without ResDiT switches it off and leaves the rest; one with it restores every option, those not
-    mentioned to their defaults. A value that cannot be read becomes the default.
+    A picture made without ResDiT switches it off and changes nothing else; one made with it sets every option, those
+    not mentioned to their defaults. A value that cannot be read becomes the default.
     """
     if option.name == "enabled":
         return lambda params: KEY in params
@@ -58,10 +58,10 @@ def restore(option: Option) -> Callable[[dict], object]:
 
 
 class PasteField(str):
-    """An option's parameter, by name where the host compares names and as a function where it reads a picture's.
+    """An option's key, which is also the function that sets its component.
 
-    The hosts call what is callable when they paste, and copy between tabs ("Send to img2img") what is in a list of
-    names; only something that is both gets both.
+    When the hosts paste, they call what is callable; for "Send to img2img" they look for a name in a list. Only an
+    object that is both a text and callable serves both.
     """
 
     __slots__ = ("_restore",)

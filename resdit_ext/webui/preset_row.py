@@ -16,12 +16,12 @@ QUIET = dict(queue=False, show_progress=False)
 
 
 def built_in(values: Mapping[str, object]) -> str | None:
-    """The built-in preset whose options these are, if any."""
+    """The built-in preset that these options match, if any."""
     return next((name for name in PRESETS if preset_values(name).items() <= values.items()), None)
 
 
 class PresetRow:
-    """Both parts of one tab: the list on top, the controls of the user's own below."""
+    """Both parts in one tab: the list on top, and below it the controls of the user's own presets."""
 
     def __init__(self, prefix: str, store: PresetStore, values: Mapping[str, object]) -> None:
         self.prefix, self.store = prefix, store
@@ -35,14 +35,14 @@ class PresetRow:
         self.chosen.do_not_save_to_config = True
 
     def names(self) -> tuple[list[str], str | None]:
-        """All presets' names, and what was wrong with the user's file."""
+        """All presets' names, and a message about what is wrong with the user's file, if anything."""
         own, problem = self.store.load()
         return [*PRESETS, *own], problem
 
     def matching(self, chosen: str | None, values: Mapping[str, object]) -> str | None:
-        """The preset whose options the page's are: the chosen one where it is, else a built-in or the user's own.
+        """The preset that the page's options match: the chosen one if it does, else a built-in or one of the user's.
 
-        No file is read, as every move of a slider asks this.
+        No file is read, as this runs on every move of a slider.
         """
         own = {name: mine for name, mine in self.store.known.items() if mine.items() <= values.items()}
         return chosen if chosen in own else built_in(values) or next(iter(own), None)

@@ -1,4 +1,4 @@
-"""The user's own presets: named values of what a built-in preset fixes, in one JSON file of the extension."""
+"""The user's own presets: named values of the options that a preset sets, in one JSON file of the extension."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WRITING = threading.Lock()
 
 
 def check_name(name: object) -> str:
-    """The name without blanks around it; raises ResDiTError where a user's preset cannot have it."""
+    """The name without blanks around it; raises ResDiTError where it is no name for a user's preset."""
     trimmed = name.strip() if isinstance(name, str) else ""
     if not trimmed.isprintable() or not 1 <= len(trimmed) <= LONGEST_NAME:
         raise ResDiTError(f"preset name is {quoted(name)}; it must be 1 to {LONGEST_NAME} printable characters")
@@ -44,7 +44,7 @@ def check_values(values: dict[str, object]) -> dict[str, object]:
     """Every field of a preset as its type; raises ResDiTError naming an unknown, missing or bad one."""
     others = [name for name in values if name not in PARAMETERS]
     checked = {name: check_field(name, values.get(name)) for name in (*others, *PARAMETERS)}
-    ResDiTConfig(**checked)  # which knows what may not go together
+    ResDiTConfig(**checked)  # which also refuses values that do not go together
     return checked
 
 
@@ -85,7 +85,7 @@ class PresetStore:
     """The presets in one file, which is read anew each time, so that tabs and processes see each other's.
 
     Attributes:
-        known: the presets by name as they were last read or written, for what happens too often to read a file.
+        known: the presets by name as they were last read or written, for callers that must not read a file each time.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -93,9 +93,9 @@ class PresetStore:
         self.known: dict[str, dict[str, object]] = {}
 
     def load(self) -> tuple[dict[str, dict[str, object]], str | None]:
-        """The presets by name, and what was wrong with the file in words for the user."""
+        """The presets by name, and a message about what is wrong with the file, if anything."""
         try:
-            with WRITING:  # a damaged file is moved: not one that another thread has just written in its place
+            with WRITING:  # a damaged file is renamed: it must not be one that another thread has just written
                 entries, trouble = self._read()
         except ResDiTError as error:
             entries, trouble = {}, str(error)
@@ -111,7 +111,7 @@ class PresetStore:
             self._write(self._entries() | {name: values})
 
     def rename(self, old: str, new: str) -> None:
-        """Give a preset another name, which no other preset may have; its place in the list stays."""
+        """Give a preset another name, which no other preset may have; it keeps its place in the list."""
         new = check_name(new)
         with WRITING:
             entries = self._entries()
@@ -134,11 +134,11 @@ class PresetStore:
             raise ResDiTError(f"preset is {quoted(name)}; choose one of your own ({own})")
 
     def _entries(self) -> dict[str, object]:
-        """What the file holds, untouched: a preset is not to lose what only a later release understands."""
+        """The file's content as it is: saving must not drop what only a later release understands."""
         return self._read()[0]
 
     def _read(self) -> tuple[dict[str, object], str | None]:
-        """What the file holds; one that is no JSON object is moved aside and told about."""
+        """The file's content, and a message where it was no JSON object and had to be renamed."""
         try:
             entries = json.loads(self.path.read_bytes())
         except FileNotFoundError:
@@ -150,7 +150,7 @@ class PresetStore:
         if isinstance(entries, dict):
             return entries, None
         aside = self._move_aside()
-        message = f"{self.path.name} was damaged; it is now {aside.name}, and your presets begin anew"
+        message = f"{self.path.name} was damaged and is now {aside.name}; your list of presets is empty"
         logger.warning(message)
         return {}, message
 
@@ -160,10 +160,10 @@ class PresetStore:
         try:
             return self.path.replace(aside)
         except OSError as error:
-            raise ResDiTError(f"{self.path.name} is damaged and cannot be moved aside: {error}") from error
+            raise ResDiTError(f"{self.path.name} is damaged and cannot be renamed: {error}") from error
 
     def _write(self, entries: dict[str, object]) -> None:
-        """Replace the file at once: whoever reads it meanwhile, or after a crash, finds the old one or the new."""
+        """Replace the file in one step: a reader finds the old one or the new one, even after a crash."""
         written = None
         try:
             text = json.dumps(entries, indent=2)

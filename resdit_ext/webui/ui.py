@@ -20,7 +20,7 @@ from .presets import PresetStore
 from .send_size import SendSize
 from .sizes import CUSTOM_SIZE, FREE_RATIO, LONG_SIDES, WEBUI_RATIO, WEBUI_SIZE, snap
 
-# What the page has of the host's, under the names of the host's `p`; a page without these controls has no such pass.
+# The host's controls that the read-out follows, by their names in the host's `p`; the values for a page without them.
 HOST_DEFAULTS = {
     "width": 1024,
     "height": 1024,
@@ -68,7 +68,7 @@ def forecast_of_page(host: Mapping[str, object], args: tuple) -> Forecast:
 
 
 def enlarged(size: str, ratio: str, width: float | None, height: float | None) -> list[object]:
-    """The sides of a free frame after a click on 2K, 3K or 4K: that long, in the ratio they have."""
+    """With the ratio Free: width and height after a click on 2K, 3K or 4K, scaled to that long side."""
     if ratio != FREE_RATIO or size not in LONG_SIDES or not width or not height:
         return [gr.update(), gr.update()]
     scale = LONG_SIDES[size] / max(width, height)
@@ -99,8 +99,8 @@ class Accordion:
             input_accordion: the host's accordion with a checkbox, `(value, label=, elem_id=)`.
             tool_button: the host's small button.
             store: the user's own presets.
-            defaults: values the page starts with.
-            note: what this host cannot do, for its users.
+            defaults: the options' values when the page loads.
+            note: a line for the user on what this host cannot do.
         """
         self.prefix = f"{tab}_resdit"
         self.given = {"init_images": (None,)} if tab == "img2img" else {}
@@ -142,9 +142,9 @@ class Accordion:
         self.presets.connect(by_name)
 
     def follow(self, host: dict[str, gr.components.Component]) -> None:
-        """Keep the read-out up to date with our options and the host's controls; call once.
+        """Keep the read-out up to date with our options and the host's controls.
 
-        A second handler for the same component would race with this one.
+        Call this once: a second handler for the same component would race with this one.
 
         Args:
             host: `width`, `height`, `steps`, and of the other names of `HOST_DEFAULTS` those that the page has.
@@ -164,7 +164,7 @@ class Accordion:
                 gr.update(visible=sized and free),
                 gr.update(interactive=chosen["ratio"] != WEBUI_RATIO and not free),
                 self.presets.matching(preset, chosen),
-                # A free frame has its own sides, whatever a pasted picture or a click calls the size.
+                # With the ratio Free the size is a custom one, whatever a pasted picture or a click says.
                 CUSTOM_SIZE if sized and free else gr.update(),
             )
 
