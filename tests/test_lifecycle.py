@@ -315,7 +315,7 @@ def test_a_refusal_after_the_noise_is_drawn_is_said_at_once(model, monkeypatch, 
     made = host.generate(options, width=384, height=384)
     parameters = made.pictures[0].parameters
     assert list(parameters) == ["ResDiT not active"]
-    assert ("it was too late to put the size back" in parameters["ResDiT not active"]) is late
+    assert ("it was too late to restore the WebUI's size" in parameters["ResDiT not active"]) is late
     assert shown[0] == "ResDiT: not active, the console says why"
     assert made.info["ResDiT notes"][1].startswith("not active: internal error")
 

@@ -79,7 +79,7 @@ def wants_this_pass(p: object, apply_to: str) -> bool:
 
 
 def set_size(p: object, request: Request, replaced: dict[str, int]) -> None:
-    """Set the output size, with hires that of the picture that is saved; what was there goes into `replaced`."""
+    """Set the output size, with hires that of the picture that is saved; the host's own goes into `replaced`."""
     if request.values["size"] == WEBUI_SIZE:
         return
     size = output_size(request.values, p.width, p.height, settings.size_step())
