@@ -28,7 +28,7 @@ STEPS = Option("steps", "Steps", "number", 20, low=1, high=1000)
 def schema_of(option: Option) -> dict[str, object]:
     """The JSON schema of one option's value.
 
-    Its step is left out: the widgets keep to it, the API takes what is between and rounds a picture's sides itself.
+    It has no step: that is for the page; the API takes any value between and rounds a picture's sides itself.
     """
     number = {"type": "integer" if option.whole else "number", "minimum": option.low, "maximum": option.high}
     kinds = {
@@ -51,15 +51,15 @@ def schema() -> dict[str, object]:
     }
     properties["preset"] = {
         "title": "Preset",
-        "description": "Sets the options it is made of; those given beside it come first",
+        "description": "Sets several options at once; options given beside it take precedence",
         "enum": list(PRESETS),
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ResDiT High-Res",
         "description": "alwayson_scripts['ResDiT High-Res'].args[0]. Without size, ratio, width, height and long_side "
-        "the request keeps its own width and height. A width or height alone is a size of its own, and the other side "
-        "too; fused_until must not be below global_until",
+        "the request keeps its own width and height. A width or height alone makes a square. fused_until must not be "
+        "below global_until",
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
@@ -86,7 +86,7 @@ def forecast_of_query(query: Mapping[str, str]) -> dict[str, object]:
 
 
 def answering(compute: Callable[[Mapping[str, str]], dict[str, object]]) -> Callable[[Request], JSONResponse]:
-    """An endpoint that computes its answer from the query; what is wrong with that is answered with 422."""
+    """An endpoint that computes its answer from the query; a bad query is answered with 422."""
 
     def endpoint(request: Request) -> JSONResponse:
         try:
@@ -99,7 +99,7 @@ def answering(compute: Callable[[Mapping[str, str]], dict[str, object]]) -> Call
 
 
 def demands_of_host(app: object) -> list[object]:
-    """What the host demands of who asks its API (`--api-auth`), or its page where it has no API (`--gradio-auth`)."""
+    """The log-in that the host wants for its API (`--api-auth`), or for its page if it has no API (`--gradio-auth`)."""
     demands = {route.path: route.dependencies for route in app.routes if hasattr(route, "dependencies")}
     return next((demands[path] for path in ("/sdapi/v1/options", "/config") if path in demands), [])
 
