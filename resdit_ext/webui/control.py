@@ -19,8 +19,8 @@ from .sizes import PIXELS_PER_TOKEN
 
 logger = logging.getLogger("ResDiT")
 NOTE = (
-    "ControlNet has no effect on SD3 in this WebUI, whose extension knows neither SD3 nor FLUX. It has in Forge, Forge "
-    "Neo and ersatzForge."
+    "ControlNet has no effect on ResDiT's models in this WebUI, whose ControlNet extension does not support them. It "
+    "works in Forge, Forge Neo and ersatzForge."
 )
 SAME_CHECKPOINT = (None, "", "Use same checkpoint")  # the hosts' words for a hires pass with the first one's model
 
