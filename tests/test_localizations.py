@@ -1,6 +1,7 @@
 """The translations: every text of the accordion and of the settings has one, and none is of a text that is gone."""
 
 import json
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,3 +85,9 @@ def test_no_two_choices_of_one_control_look_the_same(language):
     translated = load(language)
     for choices in (*(option.choices for option in OPTIONS), PRESETS):
         assert len({translated.get(choice, choice) for choice in choices}) == len(choices)
+
+
+@pytest.mark.parametrize("language", sorted(LANGUAGES))
+def test_no_text_names_a_model(shown, language):
+    """The page is made before a model is chosen, and is the same for every family."""
+    assert not [text for text in (*shown, *load(language).values()) if re.search("flux|sd ?3|chroma", text, re.I)]
