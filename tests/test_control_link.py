@@ -51,9 +51,7 @@ def test_a_net_that_fails_while_sampling_is_left_out_and_the_others_go_on(bad_la
             expected, got = (adds(p.control(x, sigma, **CONDITIONING)) for p in (alone, both))
             assert torch.equal(got, expected)
     (said,) = both.said
-    assert said.startswith(
-        "ControlNet bad.safetensors is left out: its calculation failed (RuntimeError: mat1 and mat2"
-    )
+    assert said.startswith("ControlNet bad.safetensors is ignored: its calculation failed (RuntimeError: mat1 and mat2")
     assert len(said.splitlines()) == 1 and calls == [1] and alone.said == []
     only, _ = made(bad)
     assert only.control(x, 0.8, **CONDITIONING) is None
@@ -66,7 +64,7 @@ def test_a_net_whose_results_do_not_fit_the_model_is_left_out(monkeypatch):
         block.register_forward_hook(lambda _, __, out: out[..., :7])
     with torch.inference_mode():
         assert p.control(x, 0.8, **CONDITIONING) is None
-    assert p.said == ["ControlNet net.safetensors is left out: it returned (1, 16, 7) where the model has (1, 16, 64)"]
+    assert p.said == ["ControlNet net.safetensors is ignored: it returned (1, 16, 7) where the model has (1, 16, 64)"]
 
 
 def test_memory_and_interrupts_are_the_hosts_affair(monkeypatch):
@@ -152,7 +150,7 @@ def test_on_tiles_control_is_left_out_aloud(monkeypatch):
     link = p.unet.linked
     assert link.cond_hint is None and link.cond_hint_original.ndim == 4 and link.device == torch.device("cpu")
     assert p.control(x[..., :4], 0.5, **cond) is None
-    assert p.said == ["ControlNet net.safetensors is left out: another extension calls the model on tiles"]
+    assert p.said == ["ControlNet net.safetensors is ignored: another extension calls the model on tiles"]
 
 
 def test_sd3_without_resdit_says_where_its_positions_end(monkeypatch):
@@ -176,7 +174,7 @@ def test_a_union_net_that_has_not_the_mode_says_so(kind, number, monkeypatch):
     with torch.inference_mode():
         acts = p.control(x, 0.5, **CONDITIONING) is not None
     assert acts == (number < 4) != bool(p.said)
-    assert acts or p.said == ["ControlNet net.safetensors is left out: it has 4 modes, and 'pose' would be number 4"]
+    assert acts or p.said == ["ControlNet net.safetensors is ignored: it has 4 modes, and 'pose' would be number 4"]
 
 
 def test_the_device_is_asked_for_the_nets_and_their_memory(monkeypatch):

@@ -97,7 +97,7 @@ def test_a_file_for_a_unet_is_left_out_beside_a_transformer_alone(name, what, fi
     bad, good = Unit(model="unets"), Unit(model="good")
     p = page(bad, good)
     (message,) = reviewed(p, family=FLUX)
-    assert message.startswith(f"ControlNet unets.safetensors is left out: it is a {what} for ")
+    assert message.startswith(f"ControlNet unets.safetensors is ignored: it is a {what} for ")
     assert message.endswith(", and the model is FLUX.1")
     assert not p.script_args[3].enabled and p.script_args[4] is good and bad.enabled
     assert reviewed(page(bad, good)) == []  # beside a UNet
@@ -114,7 +114,7 @@ def test_a_file_for_a_transformer_is_none_for_a_unet(kind, files):
 def test_a_pickle_file_is_left_out_beside_a_transformer_unopened(files):
     (message,) = reviewed(page(Unit(model="older")), family=SD3)
     assert message == (
-        "ControlNet older.pth is left out: only safetensors files are read; a pickle file can run programs"
+        "ControlNet older.pth is ignored: only safetensors files are read; a pickle file can run programs"
     )
 
 
@@ -123,7 +123,7 @@ def test_a_truncated_file_is_left_out_and_the_other_units_stay(kind, files):
     good, bad = (kind(enabled=True, model=name, image="x", processor_res=1) for name in ("good", "cut"))
     p = page(bad, good, Unit(enabled=False, image=None))
     (message,) = reviewed(p)
-    assert message.startswith("ControlNet cut.safetensors is left out: it is truncated")
+    assert message.startswith("ControlNet cut.safetensors is ignored: it is truncated")
     assert control_panel.value_of(p.script_args[3], "enabled") is False and p.script_args[4] is good
     assert control_panel.value_of(bad, "enabled") is True and isinstance(p.script_args, tuple)
 
@@ -137,8 +137,8 @@ def test_good_and_older_files_are_the_panels_affair(files):
 def test_a_unit_without_an_image_is_left_out():
     p = page(Unit(image=None), Unit(image=None, generated_image=1), {"enabled": True})
     assert reviewed(p) == [
-        "the first ControlNet unit is left out: it has no image",
-        "the third ControlNet unit is left out: it has no image",
+        "the first ControlNet unit is ignored: it has no image",
+        "the third ControlNet unit is ignored: it has no image",
     ]
     several = SimpleNamespace(value="batch")
     assert reviewed(page(Unit(image=None, input_mode=several))) == []
@@ -178,14 +178,14 @@ def test_the_first_unit_that_the_panel_could_not_prepare_is_named(files):
     said = []
     control_panel.report_units(page(Unit(model="good"), Unit(model="older"), Unit(), prepared=[0]), said.append)
     (message,) = said
-    assert message.startswith("the second ControlNet unit (older.pth) is left out, with any after it: ")
+    assert message.startswith("the second ControlNet unit (older.pth) is ignored, with any after it: ")
     control_panel.report_units(page(Unit(), Unit(enabled=False), prepared=[0]), pytest.fail)
 
 
 def test_an_api_request_may_order_fewer_units_than_the_panel_has(files):
     p = page(Unit(image=None), Unit(), Unit())
     p.script_args = p.script_args[:4]
-    assert reviewed(p) == ["the first ControlNet unit is left out: it has no image"] and len(p.script_args) == 4
+    assert reviewed(p) == ["the first ControlNet unit is ignored: it has no image"] and len(p.script_args) == 4
 
 
 def loaded(monkeypatch, family):
@@ -216,7 +216,7 @@ def test_the_hooks_read_the_pass_and_never_fail(files, monkeypatch):
     assert p.comments == []  # the model is not loaded yet
     p.sd_model = loaded(monkeypatch, FLUX)
     prepared = prepare(p)
-    assert ["cut.safetensors is left out" in p.comments[0], "works at 1024 pixels" in p.comments[1]] == [True, True]
+    assert ["cut.safetensors is ignored" in p.comments[0], "works at 1024 pixels" in p.comments[1]] == [True, True]
     assert [unit.get("enabled", True) for unit in prepared] == [False, True] and prepared == p.script_args[3:5]
     control.before_sampling(p)
     assert "the second ControlNet unit" in p.comments[2]  # the first is off now
@@ -298,7 +298,7 @@ def test_no_unit_makes_the_review_raise(shelf, data):
 
 def test_in_a1111_units_beside_sd3_are_said_to_have_no_effect(monkeypatch):
     said, note = [], A1111().control_note()
-    assert note.startswith("ControlNet has no effect on SD3 in this WebUI")
+    assert note.startswith("ControlNet has no effect on ResDiT's models in this WebUI")
     monkeypatch.setattr(lifecycle, "tell", lambda p, message: said.append(message))
     for model, unit, expected in (
         (TinySD3(), {"enabled": True}, [note]),

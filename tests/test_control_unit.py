@@ -43,7 +43,7 @@ def test_a_bad_file_is_said_and_the_unet_stays(state, name, message, monkeypatch
     unet = p.unet
     p.add(state, PICTURE, x, name=name)
     (said,) = p.said
-    assert said.startswith(f"ControlNet {name} is left out: ") and message in said
+    assert said.startswith(f"ControlNet {name} is ignored: ") and message in said
     assert p.unet is unet and unet.linked is None and not unet.model_options
 
 
@@ -63,7 +63,7 @@ def test_a_net_for_another_size_is_said_before_sampling(kind, changes, message, 
     of_flux = kind == "flux"
     p, x = generation(monkeypatch, None if of_flux else Network(2), *(() if of_flux else ("SD3", 128)))
     p.add(net_of(kind, **changes).state_dict(), PICTURE, x)
-    assert p.said == [f"ControlNet net.safetensors is left out: {message}: it is for another size"]
+    assert p.said == [f"ControlNet net.safetensors is ignored: {message}: it is for another size"]
     assert p.unet.linked is None
     p.add(net_of(kind).state_dict(), PICTURE, x)
     assert p.unet.linked is not None
@@ -72,7 +72,7 @@ def test_a_net_for_another_size_is_said_before_sampling(kind, changes, message, 
 def test_a_mask_of_another_form_is_said(monkeypatch):
     p, x = generation(monkeypatch)
     p.add(net_of("flux").state_dict(), PICTURE, x, mask=torch.zeros(1, 3, 64, 64))
-    assert p.said == ["ControlNet net.safetensors is left out: its mask is (1, 3, 64, 64), and one has (B, 1, H, W)"]
+    assert p.said == ["ControlNet net.safetensors is ignored: its mask is (1, 3, 64, 64), and one has (B, 1, H, W)"]
     assert p.unet.linked is None
 
 
@@ -163,7 +163,7 @@ def test_the_net_computes_as_the_model_does(monkeypatch):
 def test_what_is_no_picture_is_said(monkeypatch):
     p, x = generation(monkeypatch)
     p.add(net_of("flux").state_dict(), {"embeds": 1}, x)
-    assert p.said == ["ControlNet net.safetensors is left out: its preprocessor gave no picture but dict"]
+    assert p.said == ["ControlNet net.safetensors is ignored: its preprocessor gave no picture but dict"]
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_no_memory_for_a_hint_is_said(monkeypatch):
 
     p.sd_model.encode_first_stage = encode
     p.add(net_of("flux").state_dict(), PICTURE, x)
-    assert p.said == ["ControlNet net.safetensors is left out: there is no memory for its hint"]
+    assert p.said == ["ControlNet net.safetensors is ignored: there is no memory for its hint"]
     assert p.unet.linked is None
 
 
@@ -210,7 +210,7 @@ def test_no_memory_for_a_hint_is_said(monkeypatch):
 def test_numbers_that_are_none_are_said(attribute, value, name, monkeypatch):
     p, x = generation(monkeypatch)
     p.add(net_of("flux").state_dict(), PICTURE, x, **{attribute: value})
-    assert p.said == [f"ControlNet net.safetensors is left out: its {name} is {value}, and must be a finite number"]
+    assert p.said == [f"ControlNet net.safetensors is ignored: its {name} is {value}, and must be a finite number"]
     assert p.unet.linked is None
 
 
@@ -228,7 +228,7 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path, monkeypatch):
     p, x = generation(monkeypatch)
     monkeypatch.setattr(control_unit, "check_shapes", lambda _: 1 / 0)
     p.add(net_of("flux").state_dict(), PICTURE, x)
-    assert p.said == ["ControlNet net.safetensors is left out: it cannot be read (ZeroDivisionError: division by zero)"]
+    assert p.said == ["ControlNet net.safetensors is ignored: it cannot be read (ZeroDivisionError: division by zero)"]
     assert p.unet.linked is None
 
 

@@ -247,7 +247,7 @@ HIRES = dict(enable_hr=True, hr_scale=2.0, hr_resize_x=0, hr_resize_y=0, hr_seco
 
 def test_what_is_told_is_about_the_passes_that_it_takes_part_in(model):
     options = {**SMALL, "height": 768}
-    assert "steps: 2 global, 5 fused of 7; attention" in told(model, options)
+    assert "steps: 2 global, 5 fused of 7; " in told(model, options)
     assert "steps: 2 global, 5 fused (hires pass) of 7" in told(model, options, **HIRES)
     first = told(model, {**options, "apply_to": "first pass"}, **HIRES)
     assert "active: 1024x1024" in first and "2 global, 5 fused (first pass)" in first  # the page's own size
@@ -315,7 +315,7 @@ def test_a_refusal_after_the_noise_is_drawn_is_said_at_once(model, monkeypatch, 
     made = host.generate(options, width=384, height=384)
     parameters = made.pictures[0].parameters
     assert list(parameters) == ["ResDiT not active"]
-    assert ("it was too late to put the size back" in parameters["ResDiT not active"]) is late
+    assert ("it was too late to restore the WebUI's size" in parameters["ResDiT not active"]) is late
     assert shown[0] == "ResDiT: not active, the console says why"
     assert made.info["ResDiT notes"][1].startswith("not active: internal error")
 

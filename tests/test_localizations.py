@@ -1,6 +1,7 @@
 """The translations: every text of the accordion and of the settings has one, and none is of a text that is gone."""
 
 import json
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from resdit_ext.webui import readout
 from resdit_ext.webui.options import DEFAULTS, OPTIONS
 from resdit_ext.webui.presets import PresetStore
 from resdit_ext.webui.settings import SETTINGS
-from resdit_ext.webui.ui import HOST_DEFAULTS, Accordion, planned
+from resdit_ext.webui.ui import HOST_DEFAULTS, Accordion, forecast_of_page
 
 FOLDER = Path(__file__).parents[1] / "localizations"
 LANGUAGES = {"zh_CN", "ja_JP"}
@@ -51,7 +52,7 @@ def shown(tmp_path_factory):
         if isinstance(block, gr.Button):
             texts.add(block.value)
     texts.add(A1111().control_note())
-    texts |= {name for name, _ in readout.figures(planned(HOST_DEFAULTS, tuple(DEFAULTS.values())))}
+    texts |= {name for name, _ in readout.figures(forecast_of_page(HOST_DEFAULTS, tuple(DEFAULTS.values())))}
     for setting in SETTINGS:
         texts |= {setting.label, f"({setting.info})", *setting.choices}  # the hosts put the parentheses
     return {text for text in texts - {None} if any(c.isascii() and c.isalpha() for c in text)} - LEFT
@@ -84,3 +85,9 @@ def test_no_two_choices_of_one_control_look_the_same(language):
     translated = load(language)
     for choices in (*(option.choices for option in OPTIONS), PRESETS):
         assert len({translated.get(choice, choice) for choice in choices}) == len(choices)
+
+
+@pytest.mark.parametrize("language", sorted(LANGUAGES))
+def test_no_text_names_a_model(shown, language):
+    """The page is made before a model is chosen, and is the same for every family."""
+    assert not [text for text in (*shown, *load(language).values()) if re.search("flux|sd ?3|chroma", text, re.I)]

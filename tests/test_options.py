@@ -1,26 +1,25 @@
-"""The option table, and its way through API, infotext and back."""
+"""The option table: its order, its values, and the sizes and settings that requests mean."""
 
 import dataclasses
 import json
-import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdit_ext import BALANCED, PAPER, ResDiTError, __version__
-from resdit_ext.webui import infotext
+from resdit_ext import BALANCED, PAPER, ResDiTConfig, ResDiTError
 from resdit_ext.webui.forecast import forecast
 from resdit_ext.webui.options import (
     BY_NAME,
     DEFAULTS,
     OPTIONS,
-    output_size,
+    PARAMETERS,
     parse_request,
     preset_values,
     values_from_args,
 )
-from tests.api_requests import anything
+from resdit_ext.webui.sizes import output_size
+from tests.api_requests import CHOICES, anything
 
 # The positional order is a public contract: a new option may only be appended.
 CONTRACT = [
@@ -64,49 +63,6 @@ def test_positional_and_dict_arguments_agree(values):
     positional = parse_request(tuple(values[name] for name in CONTRACT))
     assert positional == parse_request((values,))
     assert dataclasses.asdict(positional.config)["cutoff"] == values["cutoff"]
-
-
-@given(requests)
-def test_infotext_round_trip(values):
-    """What is written, read as the host reads it, sets every component that has an effect to where it was."""
-    request = parse_request((values,))
-    host_pattern = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-    written = ", ".join(f"{key}: {value}" for key, value in infotext.parameters(request).items())
-    read = dict(host_pattern.findall(written))
-    assert read["ResDiT"] == __version__
-    restored = {option.name: infotext.restore(option)(read) for option in OPTIONS}
-    again = parse_request((restored,))
-    assert again.config == request.config and output_size(again.values, 640, 400) == output_size(
-        request.values, 640, 400
-    )
-
-
-def test_only_what_differs_is_written():
-    assert infotext.parameters(parse_request((True,))) == {"ResDiT": __version__}
-    written = infotext.parameters(parse_request(({"size": "4K", "ratio": "2:1", "width": 512 + 16},)))
-    assert written == {"ResDiT": __version__, "ResDiT output size": "4K", "ResDiT aspect ratio": "2:1"}
-
-
-def test_pasting_an_image_without_it_switches_it_off_and_leaves_the_rest():
-    foreign = {"Steps": "20", "Size": "1024x1024"}
-    restored = {option.name: infotext.restore(option)(foreign) for option in OPTIONS}
-    assert restored.pop("enabled") is False
-    assert set(restored.values()) == {None}
-
-
-def test_a_paste_field_is_a_name_and_a_function():
-    """As the hosts use it: compared with names, and called where it is callable."""
-    written = infotext.parameters(parse_request(({"cutoff": 0.3, "speed": "fast"},)))
-    fields = {option.name: infotext.PasteField(option) for option in OPTIONS}
-    assert fields["cutoff"] in list(written) and fields["enabled"] == "ResDiT"
-    assert len(set(fields.values())) == len(OPTIONS)
-    assert callable(fields["cutoff"]) and fields["cutoff"](written) == 0.3 and fields["enabled"](written) is True
-
-
-@pytest.mark.parametrize("text", ["twelve", "", "99", "nan"])
-def test_a_damaged_value_pastes_as_the_default(text):
-    option = BY_NAME["cutoff"]
-    assert infotext.restore(option)({"ResDiT": "0.1.0", infotext.key_of(option): text}) == option.default
 
 
 @pytest.mark.parametrize(
@@ -243,6 +199,42 @@ def test_only_the_size_options_that_count_are_written():
         assert set(parse_request((given_,)).changed()) == written
 
 
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_parameters_row_is_its_field(name):
+    """The page takes what the method takes, and offers it by the same default."""
+    option, field = BY_NAME[name], ResDiTConfig.__dataclass_fields__[name]
+    allowed = field.metadata["allowed"]
+    assert (option.default, option.choices) == (field.default, allowed.choices)
+    assert option.kind == "choice" or (option.low, option.high, option.whole) == (
+        allowed.low,
+        allowed.high,
+        allowed.whole,
+    )
+
+
+def test_the_rows_that_are_no_parameters_are_none_of_the_methods_fields():
+    """Nor may another row have the name of a field, whose value would be dropped."""
+    fields = {field.name for field in dataclasses.fields(ResDiTConfig)}
+    assert fields & set(BY_NAME) == set(PARAMETERS)
+    assert fields - set(PARAMETERS) == {"base_tokens", "pes", "pipe", "fusion", "overlap", "splice"}
+    assert parse_request((True,)).config.base_tokens == ResDiTConfig().base_tokens
+
+
+@given(st.sampled_from(PARAMETERS), st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(CHOICES))
+def test_page_and_method_take_the_same_values(name, value):
+    def takes(check):
+        try:
+            check(value)
+        except ResDiTError:
+            return False
+        return True
+
+    option, allowed = BY_NAME[name], ResDiTConfig.__dataclass_fields__[name].metadata["allowed"]
+    # The page takes 16.0 for a whole number too: JSON makes no difference.
+    if not (option.whole and isinstance(value, float) and value.is_integer()):
+        assert takes(option.parse) is takes(lambda value: allowed.check(name, value))
+
+
 def test_presets_fill_only_what_they_mean():
     assert preset_values("Paper")["fused_until"] == 0.57
     assert "size" not in preset_values("Paper") and "base_size" not in preset_values("Paper")
@@ -259,15 +251,15 @@ def test_presets_fill_only_what_they_mean():
             "3x3 patches of 1440x720, steps: 10 global, 10 fused, 15 local of 35",
         ),
         ({}, (1024, 1024), False, "1024x1024 is not above the base size"),
-        ({}, (5120, 5120), True, "beyond 4x nothing was measured"),
+        ({}, (5120, 5120), True, "not tested beyond 4x"),
         ({"enabled": False}, (3072, 3072), False, "switched off"),
     ],
 )
 def test_the_status_line(options, size, active, expected):
-    plan = forecast(parse_request((options,)), *size, 35)
-    assert plan.active is active and expected in plan.line()
-    assert plan.as_dict()["line"] == plan.line()
-    json.dumps(plan.as_dict())
+    made = forecast(parse_request((options,)), *size, 35)
+    assert made.active is active and expected in made.line()
+    assert made.as_dict()["line"] == made.line()
+    json.dumps(made.as_dict())
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 
 from resdit_ext.errors import LONGEST_QUOTE
 from resdit_ext.method.config import PRESETS
-from resdit_ext.webui.options import DEFAULTS, OPTIONS, preset_values
-from resdit_ext.webui.presets import FIELDS, PresetStore
+from resdit_ext.webui.options import DEFAULTS, OPTIONS, PARAMETERS, preset_values
+from resdit_ext.webui.presets import PresetStore
 from resdit_ext.webui.ui import Accordion
 from tests.test_ui import button, functions_of, host_accordion, host_button, values
 
@@ -105,7 +105,7 @@ def test_another_process_presets_are_found_once_the_list_is_used(store):
     assert shown(page, **MINE) is None
     _, blocks, accordion = page
     (choose,) = functions_of(blocks, accordion.presets.chosen)
-    assert choose.fn("theirs") == [MINE[field] for field in FIELDS]
+    assert choose.fn("theirs") == [MINE[field] for field in PARAMETERS]
     assert shown(page, **MINE) == "theirs"
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from resdit_ext import ResDiTError
 from resdit_ext.method.config import PRESETS
 from resdit_ext.webui import presets
-from resdit_ext.webui.options import BY_NAME, DEFAULTS, preset_values
-from resdit_ext.webui.presets import FIELDS, PresetStore
+from resdit_ext.webui.options import BY_NAME, DEFAULTS, PARAMETERS, preset_values
+from resdit_ext.webui.presets import PresetStore
 from tests.test_options import values_of
 
 MINE = preset_values("Paper") | {"cutoff": 0.3, "speed": "fast"}
@@ -20,12 +20,12 @@ names = (
     st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=60)
     .filter(lambda name: name.isprintable() and name.casefold() not in map(str.casefold, PRESETS))
 )  # fmt: skip
-values = st.fixed_dictionaries({name: values_of(BY_NAME[name]) for name in FIELDS}).map(
+values = st.fixed_dictionaries({name: values_of(BY_NAME[name]) for name in PARAMETERS}).map(
     lambda values: values | {"fused_until": max(values["global_until"], values["fused_until"])}
 )
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(PARAMETERS) | st.text(), inner),
 )
 
 
@@ -139,25 +139,29 @@ def test_a_missing_field_is_not_saved_and_is_loaded_as_the_default(store):
 @pytest.mark.parametrize(
     ("entry", "kept", "message"),
     [
-        (MINE | {"cutoff": 7}, MINE | {"cutoff": DEFAULTS["cutoff"]}, "'x' without a field: cutoff is 7"),
-        (MINE | {"cutoff": 10**400}, MINE | {"cutoff": DEFAULTS["cutoff"]}, "'x' without a field: "),
-        (MINE | {"cutoff": float("nan")}, MINE | {"cutoff": DEFAULTS["cutoff"]}, "'x' without a field: cutoff is nan"),
-        (MINE | {"later": [1]}, MINE, "'x' without a field: unknown field 'later'"),
-        ([1, 2], None, "'x' is left out: it is a list, not an object of options"),
-        (MINE | {"global_until": 0.9}, None, "'x' is left out: fused_until is 0.57, below global_until 0.9"),
+        (MINE | {"cutoff": 7}, MINE | {"cutoff": DEFAULTS["cutoff"]}, "a field of preset 'x' is ignored: cutoff is 7"),
+        (MINE | {"cutoff": 10**400}, MINE | {"cutoff": DEFAULTS["cutoff"]}, "a field of preset 'x' is ignored: "),
+        (
+            MINE | {"cutoff": float("nan")},
+            MINE | {"cutoff": DEFAULTS["cutoff"]},
+            "a field of preset 'x' is ignored: cutoff is nan",
+        ),
+        (MINE | {"later": [1]}, MINE, "a field of preset 'x' is ignored: unknown field 'later'"),
+        ([1, 2], None, "preset 'x' is ignored: it is a list, not an object of options"),
+        (MINE | {"global_until": 0.9}, None, "preset 'x' is ignored: fused_until is 0.57, below global_until 0.9"),
     ],
 )
 def test_bad_fields_in_the_file_are_dropped_and_told_about(store, entry, kept, message):
     store.path.write_text(json.dumps({"good": MINE, "x": entry}))
     loaded, problem = store.load()
     assert loaded == {"good": MINE} | ({"x": kept} if kept else {})
-    assert f"user_presets.json: preset {message}" in problem
+    assert f"user_presets.json: {message}" in problem
 
 
 def test_bad_names_in_the_file_are_told_about_and_can_be_deleted(store):
     store.path.write_text(json.dumps({"paper": MINE, "a\nb": MINE}))
     loaded, problem = store.load()
-    assert loaded == {} and "'paper' is left out" in problem and "'a\\nb' is left out" in problem
+    assert loaded == {} and "'paper' is ignored" in problem and "'a\\nb' is ignored" in problem
     store.delete("paper")
     store.rename("a\nb", "ab")
     assert store.load() == ({"ab": MINE}, None)
@@ -190,7 +194,7 @@ def test_a_truncated_file_is_moved_aside(store, share):
     store.path.write_bytes(damaged)
     loaded, problem = store.load()
     assert loaded == {} and problem == (
-        "user_presets.json was damaged; it is now user_presets.json.bad, and your presets begin anew"
+        "user_presets.json was damaged and is now user_presets.json.bad; your list of presets is empty"
     )
     assert files(store) == ["user_presets.json.bad"] and store.load() == ({}, None)
     assert (store.path.parent / "user_presets.json.bad").read_bytes() == damaged
@@ -266,7 +270,7 @@ def test_a_damaged_file_that_cannot_be_moved_aside_stays_and_is_told_about(store
         raise OSError("permission denied")
 
     monkeypatch.setattr(presets.Path, "replace", refused)
-    told = "user_presets.json is damaged and cannot be moved aside: permission denied"
+    told = "user_presets.json is damaged and cannot be renamed: permission denied"
     assert store.load() == ({}, told)
     with pytest.raises(ResDiTError, match=told):
         store.save("a", MINE)

@@ -4,7 +4,8 @@ import pytest
 
 from resdit_ext.lab.page import parameters_line, read_parameters
 from resdit_ext.webui import infotext
-from resdit_ext.webui.options import BY_NAME, DEFAULTS, OPTIONS, output_size, parse_request
+from resdit_ext.webui.options import BY_NAME, DEFAULTS, OPTIONS, parse_request
+from resdit_ext.webui.sizes import output_size
 
 PAGE = 640, 400  # the page's own width and height
 OTHER = {

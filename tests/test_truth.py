@@ -1,4 +1,4 @@
-"""What is said is true: plan, read-out, progress, parameters and the API's answer are of what was made."""
+"""What is said is true: forecast, read-out, progress, parameters and the API's answer are of what was made."""
 
 import re
 from collections import Counter
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from resdit_ext.webui import infotext, lifecycle, passes, settings
-from resdit_ext.webui.options import OPTIONS, output_size, parse_request
-from resdit_ext.webui.ui import planned
+from resdit_ext.webui.options import OPTIONS, parse_request
+from resdit_ext.webui.sizes import output_size
+from resdit_ext.webui.ui import forecast_of_page
 from tests.fakes import FakeFlux, FakePatcher, FakeProcessing, FakeSampler
 from tests.webui_host import FakeHost
 
@@ -63,7 +64,7 @@ def test_all_that_is_said_is_of_what_was_made(unet, monkeypatch, name, kind):
 
     page = {"width": 1024, "height": 1024, "steps": 6} | PASSES[kind]
     options = tuple(parse_request((SIZE,)).values.values())
-    read_out = planned(page, options)
+    read_out = forecast_of_page(page, options)
     assert (read_out.width, read_out.height) == picture.size
     assert read_out.phases == dict(+calls) and read_out.steps == len(host.ran)
 

@@ -9,10 +9,9 @@ import pytest
 
 from resdit_ext.method.config import PRESETS
 from resdit_ext.webui import readout, settings
-from resdit_ext.webui.options import DEFAULTS, OPTIONS
-from resdit_ext.webui.preset_row import FIELDS
+from resdit_ext.webui.options import DEFAULTS, OPTIONS, PARAMETERS
 from resdit_ext.webui.presets import PresetStore
-from resdit_ext.webui.ui import Accordion, enlarged, planned
+from resdit_ext.webui.ui import Accordion, enlarged, forecast_of_page
 
 NAMES = [option.name for option in OPTIONS]
 
@@ -91,13 +90,13 @@ def values(event, *args):
 def test_a_preset_fills_its_options(page, name):
     _, blocks, accordion = page
     (event,) = functions_of(blocks, accordion.presets.chosen)
-    filled = dict(zip(FIELDS, event.fn(name), strict=True))
-    assert filled == {field: getattr(PRESETS[name], field) for field in FIELDS}
+    filled = dict(zip(PARAMETERS, event.fn(name), strict=True))
+    assert filled == {field: getattr(PRESETS[name], field) for field in PARAMETERS}
 
 
 def test_own_presets_are_saved_renamed_used_and_deleted(page):
     _, blocks, accordion = page
-    own = [getattr(PRESETS["Paper"], field) for field in FIELDS]
+    own = [getattr(PRESETS["Paper"], field) for field in PARAMETERS]
     chosen, message = values(button(page, "preset_save"), "  mine ", "Balanced", *own)
     assert chosen == {"choices": [*PRESETS, "mine"], "value": "mine"} and "saved &#x27;mine&#x27;" in message
     (event,) = functions_of(blocks, accordion.presets.chosen)
@@ -149,7 +148,7 @@ def test_the_list_of_presets_shows_what_the_options_are(page, store):
     assert shown("Paper") == "Balanced"
     assert shown("Balanced", fused_until=0.57, attention_scale="off") == "Paper"
     assert shown("Balanced", cutoff=0.33) is None
-    own = {field: getattr(PRESETS["Balanced"], field) for field in FIELDS}
+    own = {field: getattr(PRESETS["Balanced"], field) for field in PARAMETERS}
     store.save("as balanced", own)
     store.save("mine", own | {"cutoff": 0.33})
     assert shown("Balanced", cutoff=0.33) == "mine" and shown("as balanced") == "as balanced"
@@ -174,18 +173,18 @@ def test_only_the_controls_that_count_are_shown(page):
 def test_an_error_in_an_option_is_shown_and_escaped():
     args = [option.default for option in OPTIONS]
     args[NAMES.index("attention_scale")] = "<b>"
-    html = readout.html(planned({"width": 1, "height": 1, "steps": 1}, tuple(args)))
+    html = readout.html(forecast_of_page({"width": 1, "height": 1, "steps": 1}, tuple(args)))
     assert "resdit-idle" in html and "&lt;b&gt;" in html and "<b>" not in html
 
 
 def test_the_drawing_shows_every_patch_inside_the_frame():
     args = [option.default for option in OPTIONS]
     args[NAMES.index("ratio")] = "2:1"
-    plan = planned({"width": 512, "height": 512, "steps": 20}, tuple(args))
-    svg = readout.drawing(plan)
-    assert svg.count("<rect") == len(plan.layout.patches) == 9 and 'viewBox="0 0 3072 1536"' in svg
-    w, h = plan.patch
-    assert plan.layout.rows[-1] * 16 + h == 1536 and plan.layout.cols[-1] * 16 + w == 3072
+    made = forecast_of_page({"width": 512, "height": 512, "steps": 20}, tuple(args))
+    svg = readout.drawing(made)
+    assert svg.count("<rect") == len(made.layout.patches) == 9 and 'viewBox="0 0 3072 1536"' in svg
+    w, h = made.patch
+    assert made.layout.rows[-1] * 16 + h == 1536 and made.layout.cols[-1] * 16 + w == 3072
 
 
 def test_img2img_shows_the_steps_that_its_strength_leaves(page, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 
 from resdit_ext import BALANCED, PAPER, ResDiTError
 from resdit_ext.webui import xyz
-from resdit_ext.webui.options import BY_NAME, DEFAULTS, OPTIONS, output_size, parse_request
+from resdit_ext.webui.options import BY_NAME, DEFAULTS, OPTIONS, parse_request
+from resdit_ext.webui.sizes import output_size
 
 
 class AxisOption:

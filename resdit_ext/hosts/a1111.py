@@ -17,6 +17,10 @@ from ..monkeypatch import is_ours, replacing, without_ours
 from .protocol import ControlServices, Say
 
 ATTACHED = "denoiser"
+CONTROL_NOTE = (
+    "ControlNet has no effect on ResDiT's models in this WebUI, whose ControlNet extension does not support them. It "
+    "works in Forge, Forge Neo and ersatzForge."
+)
 
 
 def attach(denoiser: nn.Module, model: RecognisedModel, run: Run) -> None:
@@ -107,11 +111,7 @@ class A1111:
 
     def control_note(self) -> str:
         """What the page and the picture's messages say of ControlNet."""
-        names = " and ".join(family.name for family in families() if self.name in family.support)
-        return (
-            f"ControlNet has no effect on {names} in this WebUI, whose extension does not know it. It has in Forge, "
-            "Forge Neo and ersatzForge."
-        )
+        return CONTROL_NOTE
 
     def report_units(self, p: object, say: Say) -> None:
         """Say that units have no effect on the model."""

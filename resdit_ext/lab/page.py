@@ -18,8 +18,9 @@ from ..errors import ResDiTError
 from ..method.layout import Grid
 from ..webui import infotext
 from ..webui.forecast import Forecast, forecast
-from ..webui.options import OPTIONS, output_size, parse_request
+from ..webui.options import OPTIONS, parse_request
 from ..webui.presets import PresetStore
+from ..webui.sizes import output_size
 from ..webui.ui import Accordion
 from .demo import to_image
 from .model import MicroModel
@@ -60,13 +61,13 @@ def grid_of(width: int, height: int) -> Grid:
     return Grid(max(1, round(height / PAGE_PIXELS)), max(1, round(width / PAGE_PIXELS)))
 
 
-def phase_of(plan: Forecast, step: int) -> str:
+def phase_of(expected: Forecast, step: int) -> str:
     """`global 4/10`: the phase of a step (from 0), and where in it."""
-    for phase, n in plan.phases.items():
+    for phase, n in expected.phases.items():
         if step < n:
             return f"{phase} {step + 1}/{n}"
         step -= n
-    return f"{step + 1}/{plan.steps}"
+    return f"{step + 1}/{expected.steps}"
 
 
 def parameters_line(values: dict[str, object], width: int, height: int, steps: int, seed: int) -> str:
@@ -89,20 +90,21 @@ def generate(
         request = parse_request(options)
     except ResDiTError as error:
         request, message = parse_request((False,)), f"not active: {error}"
-        plan = Forecast(width, height, steps, idle=str(error))
+        expected = Forecast(width, height, steps, idle=str(error))
     else:
         if request.enabled:
             width, height = output_size(request.values, width, height)
-        plan = forecast(request, width, height, steps)
-        message = plan.line()
+        expected = forecast(request, width, height, steps)
+        message = expected.line()
     grid = grid_of(width, height)
     base = max(2, request.values["base_size"] // PAGE_PIXELS)
-    config = replace(request.config, base_tokens=base**2) if plan.active else None
+    config = replace(request.config, base_tokens=base**2) if expected.active else None
     done = itertools.count()
 
     def after_step() -> None:
         step = next(done)
-        tick((step + 1, steps), desc=f"ResDiT: {phase_of(plan, step)}" if plan.active else f"{step + 1}/{steps}")
+        where = f"ResDiT: {phase_of(expected, step)}" if expected.active else f"{step + 1}/{steps}"
+        tick((step + 1, steps), desc=where)
 
     picture = sample(model, [prompt], grid, [seed], config, steps, after_step)[0]
     written = infotext.parameters(request) if request.enabled else {}

@@ -1,14 +1,11 @@
-"""The method's parameters, validated once, and the two named settings."""
+"""The method's parameters, each with the values it takes, and the presets."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from ..errors import ResDiTError, quoted
-
-ATTENTION_SCALES = ("off", "sqrt-log", "log")
-SPEEDS = ("exact", "fast", "fastest")
 
 
 def check_choice(name: str, value: object, allowed: tuple) -> None:
@@ -23,6 +20,34 @@ def check_number(name: str, value: object, low: float, high: float, whole: bool 
     if isinstance(value, bool) or not isinstance(value, types) or not low <= value <= high:
         kind = "whole number" if whole else "number"
         raise ResDiTError(f"{name} is {quoted(value)}; it must be a {kind} from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The values of a field: one of `choices`, a number from `low` to `high`, or either where both are given."""
+
+    choices: tuple = ()
+    low: float | None = None
+    high: float | None = None
+    whole: bool = False
+
+    def check(self, name: str, value: object) -> None:
+        """Raise ResDiTError, which names the field, unless `value` is one of these."""
+        if self.low is None or (self.choices and isinstance(value, str)):
+            check_choice(name, value, self.choices)
+        else:
+            check_number(name, value, self.low, self.high, self.whole)
+
+
+def _one_of(default: object, *choices: object) -> object:
+    """A field that takes one of the choices."""
+    return field(default=default, metadata={"allowed": Allowed(choices)})
+
+
+def _number(default: float | str, low: float, high: float, *choices: str) -> object:
+    """A field that takes a number, whole where its default is, or one of the choices if there are any."""
+    allowed = Allowed(choices, low, high, whole=isinstance(default, int))
+    return field(default=default, metadata={"allowed": allowed})
 
 
 @dataclass(frozen=True)
@@ -47,47 +72,32 @@ class ResDiTConfig:
         pes, pipe, fusion, overlap, splice: the method's parts, to be left out one by one in an ablation.
     """
 
-    global_until: float = 0.285  # 10 of 35 steps, as 2/7 at any number of steps below 200
-    fused_until: float = 1.0
-    cutoff: float = 0.2
-    cutoff_unit: str = "nyquist"
-    attention_scale: str | float = "log"
-    base_tokens: int = 4096
-    base_shape: str = "aspect"
-    splice_sigma: float = 0.25
-    chunk_mb: int = 512
-    speed: str = "exact"
-    pes: bool = True
-    pipe: bool = True
-    fusion: str = "frequency"
-    overlap: bool = True
-    splice: str = "gaussian"
+    global_until: float = _number(0.285, 0, 1)  # 10 of 35 steps, as 2/7 at any number of steps below 200
+    fused_until: float = _number(1.0, 0, 1)
+    cutoff: float = _number(0.2, 0, 1)
+    cutoff_unit: str = _one_of("nyquist", "nyquist", "sampling")
+    attention_scale: str | float = _number("log", 0.5, 2, "off", "sqrt-log", "log")
+    base_tokens: int = _number(4096, 4, 65536)
+    base_shape: str = _one_of("aspect", "aspect", "square")
+    splice_sigma: float = _number(0.25, 0.05, 2)
+    chunk_mb: int = _number(512, 1, 65536)
+    speed: str = _one_of("exact", "exact", "fast", "fastest")
+    pes: bool = _one_of(True, True, False)
+    pipe: bool = _one_of(True, True, False)
+    fusion: str = _one_of("frequency", "frequency", "mean")
+    overlap: bool = _one_of(True, True, False)
+    splice: str = _one_of("gaussian", "gaussian", "mean")
 
     def __post_init__(self) -> None:
-        check_number("global_until", self.global_until, 0, 1)
-        check_number("fused_until", self.fused_until, 0, 1)
+        for each in fields(self):
+            each.metadata["allowed"].check(each.name, getattr(self, each.name))
         if self.fused_until < self.global_until:
             raise ResDiTError(
                 f"fused_until is {self.fused_until!r}, below global_until {self.global_until!r}; "
                 "raise it to at least that (equal: no fused phase)"
             )
-        check_number("cutoff", self.cutoff, 0, 1)
-        check_choice("cutoff_unit", self.cutoff_unit, ("nyquist", "sampling"))
-        if isinstance(self.attention_scale, str):
-            check_choice("attention_scale", self.attention_scale, ATTENTION_SCALES)
-        else:
-            check_number("attention_scale", self.attention_scale, 0.5, 2)
-        check_number("base_tokens", self.base_tokens, 4, 65536, whole=True)
-        check_choice("base_shape", self.base_shape, ("aspect", "square"))
-        check_number("splice_sigma", self.splice_sigma, 0.05, 2)
-        check_number("chunk_mb", self.chunk_mb, 1, 65536, whole=True)
-        check_choice("speed", self.speed, SPEEDS)
         if self.speed != "exact" and self.fusion != "frequency":
             raise ResDiTError(f"fusion is {quoted(self.fusion)}; with speed {self.speed!r} it must be 'frequency'")
-        check_choice("fusion", self.fusion, ("frequency", "mean"))
-        check_choice("splice", self.splice, ("gaussian", "mean"))
-        for name in ("pes", "pipe", "overlap"):
-            check_choice(name, getattr(self, name), (True, False))
 
     @property
     def cutoff_cycles(self) -> float:
@@ -106,7 +116,7 @@ class ResDiTConfig:
 
     def differences(self, other: ResDiTConfig) -> dict[str, object]:
         """The fields in which this differs from `other`, by name."""
-        pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        pairs = ((each.name, getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
         return {name: mine for name, mine, theirs in pairs if mine != theirs}
 
 

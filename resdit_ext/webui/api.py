@@ -1,4 +1,4 @@
-"""Bad options in an API request are answered with 422 and the field's name, before any image is begun."""
+"""Bad options in an API request are answered with 422 and the field's name, before any picture is begun."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def may_name_us(body: bytes) -> bool:
-    """False for a JSON text without an entry of ours, found without parsing: a picture in it may have 100 MB.
+    """False only for a JSON text without an entry of ours, found without parsing: a picture in it may have 100 MB.
 
     A JSON string may hold any of the title's letters as an escape, all of which begin with `\\u00`; and JSON that is
     not in UTF-8 spells the title otherwise.
@@ -40,9 +40,9 @@ def entries_of(body: bytes) -> dict[str, object]:
 
 
 def flaw_in(value: object, depth: int = 0) -> str | None:
-    """Where in a JSON value, and what, a host cannot write into its answer, which repeats the request; or None.
+    """What in a JSON value the host could not write into its answer, which repeats the request; None if nothing.
 
-    With its page the hosts write by orjson, which has no longer numbers; with --nowebui by Python, which has no NaN.
+    With its page a host writes by orjson, which takes 64 bits; with --nowebui by Python's json, which refuses NaN.
     """
     if isinstance(value, int):
         return None if -(1 << 63) <= value < 1 << 64 else f" is {quoted(value)}; it must be a number of at most 64 bits"
@@ -61,7 +61,7 @@ def flaw_in(value: object, depth: int = 0) -> str | None:
 
 
 def check_entry(name: str, entry: object) -> None:
-    """Raise ResDiTError naming the field that the host or our script would stumble over in an entry of ours."""
+    """Raise ResDiTError naming the field of an entry of ours that would make the host or our script fail."""
     where = f"alwayson_scripts[{quoted(name)}]"
     if not isinstance(entry, dict):
         raise ResDiTError(f"{where} is {quoted(entry)}; it must be an object, with the options in its list args")
@@ -86,13 +86,13 @@ def problem_in(body: bytes) -> str | None:
 
 
 def route_of(scope: dict) -> str:
-    """The path below the one that the application is served at, with which some servers begin `path` and some not."""
+    """The path inside the application: some servers put the path that it is served at before it, some do not."""
     path, root = scope["path"], scope.get("root_path", "")
     return path[len(root) :] if path.startswith(f"{root}/") else path
 
 
 async def read(receive: Callable[[], Awaitable[dict]]) -> tuple[deque[dict], str | None]:
-    """All messages of a request's body, and what is wrong in it; nothing where the client left before its end."""
+    """All messages of a request's body, and what is wrong in it, if anything; a client may leave before its end."""
     messages, more = deque(), True
     while more:
         messages.append(await receive())

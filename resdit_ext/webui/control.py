@@ -12,7 +12,7 @@ from ..hosts import HOSTS, host_of, recognised_model, running_host
 from ..hosts.protocol import ControlServices
 from ..method.layout import Grid
 from . import lifecycle, passes, settings
-from .options import PIXELS_PER_TOKEN
+from .sizes import PIXELS_PER_TOKEN
 
 logger = logging.getLogger("ResDiT")
 SAME_CHECKPOINT = (None, "", "Use same checkpoint")  # the hosts' words for a hires pass with the first one's model

@@ -9,14 +9,15 @@ from ..method.cost import DECODE_VALUES, attention_cost
 from ..method.in_attention import pooled_phases
 from ..method.layout import Grid, Layout, make_layout
 from ..method.phases import steps_per_phase
-from .options import PIXELS_PER_TOKEN, Request
+from .options import Request
+from .sizes import PIXELS_PER_TOKEN
 
 MEASURED_SCALE = 4.05  # the lab went to 4x
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The plan for one picture.
+    """What ResDiT will do for one picture.
 
     Attributes:
         width, height: of the picture, in pixels.
@@ -25,8 +26,8 @@ class Forecast:
         idle: why nothing will be done; None where ResDiT is active. What follows is only meaningful then.
         layout: the token grid and its patches.
         phases: number of steps by phase.
-        attention: operations of attention relative to plain attention at this size.
-        activations: bytes beside the model's weights.
+        attention: operations of attention relative to standard attention at this size.
+        activations: bytes on top of the model's weights.
         warnings: what the user should know before starting.
     """
 
@@ -72,9 +73,9 @@ class Forecast:
             return f"not active: {self.idle}"
         patches = f"{len(self.layout.rows)}x{len(self.layout.cols)} patches of {self.patch[0]}x{self.patch[1]}"
         told = f"active: {self.width}x{self.height}, scale {self.scale:.2f}, {patches}"
-        told += f", steps: {self.in_phases} of {self.steps}; attention {self.attention:.2f}x of plain"
-        told += f"; {self.activations / 1e9:.1f} GB beside the model's weights"
-        told += f", {self.decode / 1e9:.1f} GB for the VAE unless in tiles"
+        told += f", steps: {self.in_phases} of {self.steps}; {self.attention:.2f}x standard attention"
+        told += f"; {self.activations / 1e9:.1f} GB plus model weights"
+        told += f", {self.decode / 1e9:.1f} GB for the VAE (less in tiles)"
         return "; ".join((told, *self.warnings))
 
     def as_dict(self) -> dict[str, object]:
@@ -106,7 +107,7 @@ def forecast(
     skipped: int = 0,
     which: str = "",
 ) -> Forecast:
-    """The plan for one pass.
+    """What ResDiT will do in one pass.
 
     Args:
         request: the options.
@@ -131,7 +132,7 @@ def forecast(
     elif config.speed != "exact" and not pooled_phases(layout, config):
         warnings.append("speed has no effect below 2x")
     if max(layout.scales) > MEASURED_SCALE:
-        warnings.append("beyond 4x nothing was measured")
+        warnings.append("not tested beyond 4x")
     return Forecast(
         width,
         height,

@@ -1,4 +1,4 @@
-"""Generation parameters in the saved image, and back into the page."""
+"""The options in the saved picture's parameters, and from there back into the page."""
 
 from __future__ import annotations
 
@@ -7,34 +7,29 @@ from dataclasses import replace
 
 from .. import __version__
 from ..errors import ResDiTError
-from .options import OPTIONS, Option, Request
+from .option import Option
+from .options import BY_NAME, Request
 
-KEY = "ResDiT"
+KEY = BY_NAME["enabled"].key
 REFUSED_KEY = "ResDiT not active"
 NOTES_KEY = "ResDiT notes"  # in the API's answer alone
 
 
-def key_of(option: Option) -> str:
-    """`ResDiT cut-off`: the host's parser takes letters, digits, blanks, '-' and '/' after the first word."""
-    return f"{KEY} {option.label.lower()}"
-
-
 def parameters(request: Request, made: tuple[int, int] | None = None) -> dict[str, object]:
-    """What to write: the version, and the options that differ from their defaults.
+    """What is written: the version, and the options that differ from their defaults.
 
     Args:
         request: the options.
         made: (width, height) of the picture, where the host has rounded the ones that were asked for.
     """
-    keys = {option.name: key_of(option) for option in OPTIONS}
     if made is not None:
         sides = dict(width=made[0], height=made[1], long_side=max(made))
         request = replace(request, values=request.values | sides)
-    return {KEY: __version__} | {keys[name]: value for name, value in request.changed().items()}
+    return {KEY: __version__} | {BY_NAME[name].key: value for name, value in request.changed().items()}
 
 
 def remove(written: dict[str, object]) -> None:
-    """Take our parameters out of those that will be written."""
+    """Remove our parameters from those that will be written."""
     for key in [key for key in written if key == KEY or key.startswith(f"{KEY} ")]:
         del written[key]
 
@@ -42,8 +37,8 @@ def remove(written: dict[str, object]) -> None:
 def restore(option: Option) -> Callable[[dict], object]:
     """The function the host calls with a pasted infotext's parameters to set the option's component.
 
-    An image without ResDiT switches it off and leaves the rest; one with it restores every option, those not
-    mentioned to their defaults. A value that cannot be read becomes the default.
+    A picture made without ResDiT switches it off and changes nothing else; one made with it sets every option, those
+    not mentioned to their defaults. A value that cannot be read becomes the default.
     """
     if option.name == "enabled":
         return lambda params: KEY in params
@@ -51,7 +46,7 @@ def restore(option: Option) -> Callable[[dict], object]:
     def value_in(params: dict) -> object:
         if KEY not in params:
             return None  # the host leaves the component as it is
-        text = params.get(key_of(option), option.default)
+        text = params.get(option.key, option.default)
         if option.kind == "bool" and isinstance(text, str):
             text = {"True": True, "False": False}.get(text, option.default)
         try:
@@ -63,16 +58,16 @@ def restore(option: Option) -> Callable[[dict], object]:
 
 
 class PasteField(str):
-    """An option's parameter, by name where the host compares names and as a function where it reads a picture's.
+    """An option's key, which is also the function that sets its component.
 
-    The hosts call what is callable when they paste, and copy between tabs ("Send to img2img") what is in a list of
-    names; only something that is both gets both.
+    When the hosts paste, they call what is callable; for "Send to img2img" they look for a name in a list. Only an
+    object that is both a text and callable serves both.
     """
 
     __slots__ = ("_restore",)
 
     def __new__(cls, option: Option) -> PasteField:
-        field = super().__new__(cls, KEY if option.name == "enabled" else key_of(option))
+        field = super().__new__(cls, option.key)
         field._restore = restore(option)
         return field
 

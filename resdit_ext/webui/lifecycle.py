@@ -18,7 +18,7 @@ from ..method.run import UNSUITABLE, Run
 from . import infotext, settings, xyz
 from .messages import answer, forget, log_to_console, tell, teller
 from .options import Request, parse_request
-from .passes import final_size, in_hires, plan_of, set_size, sigmas_of_pass, steps_of, wants_this_pass
+from .passes import final_size, forecast_of, in_hires, set_size, sigmas_of_pass, steps_of, wants_this_pass
 
 __all__ = ["log_to_console", "tell"]
 
@@ -28,15 +28,15 @@ ATTRIBUTE = "_resdit"
 
 @dataclass
 class Generation:
-    """One order of pictures.
+    """One generation request.
 
     Attributes:
         request: the options.
-        replaced: the size attributes that were overwritten.
-        begun: True once the noise has the size, so that it cannot be put back.
+        replaced: the host's own values of the size attributes that were overwritten.
+        begun: True once the noise is drawn: from then on the host's own size cannot be restored.
         runs: of its passes.
         sampler: a weak reference to the sampler of the last run.
-        owns_final: whether ResDiT makes the picture that is saved, so that its VAE is our affair too.
+        owns_final: whether ResDiT makes the picture that is saved, and so also prepares the VAE for it.
     """
 
     request: Request
@@ -47,7 +47,7 @@ class Generation:
     owns_final: bool = False
 
     def release(self) -> None:
-        """Free what the passes so far have made on the device."""
+        """Free the tensors that the passes so far have kept."""
         for run in self.runs:
             run.release()
 
@@ -67,7 +67,7 @@ class Generation:
 
 
 def shown_steps() -> Callable[[str, int, int], None]:
-    """The function that a run tells its steps: each goes to the page, each change of phase to the log."""
+    """A function to call at each step: it shows the step on the page, and each change of phase in the log."""
     last = None
 
     def on_step(phase: str, number: int, count: int) -> None:
@@ -82,21 +82,21 @@ def shown_steps() -> Callable[[str, int, int], None]:
 
 
 def refuse(p: object, reason: str) -> None:
-    """Have the rest of the generation made as if ResDiT were off, and say why.
+    """Let the rest of the generation run as if ResDiT were off, and say why.
 
-    Until the noise is drawn the size is put back. What comes up after that could not be known before: an error of ours,
-    a model function that another extension took, another model in the hires pass. The picture then keeps its size. The
-    hosts could be interrupted, but would save the noise and drop the rest of a batch, and from a picture (img2img,
-    hires) a plain pass may well do. So it goes on, and the progress bar says at once why one may press Interrupt.
+    Before the noise is drawn, the host's own size is restored. After that it cannot be, and the reason is one that
+    could not be known before: an error of ours, another extension that took the model function, another model in the
+    hires pass. The host is not interrupted: it would save noise and drop the rest of a batch, and a pass that starts
+    from a picture (img2img, hires) may still turn out well. The progress bar says at once why the user may want to.
     """
     generation = getattr(p, ATTRIBUTE, None)
     if generation is not None and generation.begun:
         progress.show("not active, the console says why")
-        if generation.acted:  # so the picture is partly its own, and says so
+        if generation.acted:  # the picture is partly ResDiT's: its parameters stay
             generation.sampler = lambda: None
             tell(p, f"not active from here on: {reason}", logging.ERROR)
             return
-        reason += "; it was too late to put the size back" if generation.replaced else ""
+        reason += "; it was too late to restore the WebUI's size" if generation.replaced else ""
     elif generation is not None:
         put_back(p, generation.replaced)
     setattr(p, ATTRIBUTE, None)
@@ -106,7 +106,7 @@ def refuse(p: object, reason: str) -> None:
 
 
 def put_back(p: object, replaced: dict[str, int]) -> None:
-    """Give the host its own size again, rounded as it has rounded ours by the time of `process`."""
+    """Restore the host's own size, rounded as the host has rounded ours by the time of `process`."""
     for name, side in replaced.items():
         setattr(p, name, side)
     if "width" in replaced:
@@ -114,7 +114,7 @@ def put_back(p: object, replaced: dict[str, int]) -> None:
 
 
 def guarded(hook: Callable) -> Callable:
-    """Make a hook refuse with a message where it fails: the host would print a traceback and go on unpatched."""
+    """Make a hook that fails refuse with a message: the host would print a traceback and go on without ResDiT."""
 
     @functools.wraps(hook)
     def safe(p: object, *args: object, **kwargs: object) -> None:
@@ -130,7 +130,7 @@ def guarded(hook: Callable) -> Callable:
 
 
 def prepare_vae(p: object, generation: Generation) -> None:
-    """Have the VAE use tiles where a picture of the final size needs it. An error here is no reason to refuse."""
+    """Let the VAE use tiles where a picture of the final size needs them. An error here is no reason to refuse."""
     if not generation.owns_final:
         return
     try:
@@ -140,7 +140,7 @@ def prepare_vae(p: object, generation: Generation) -> None:
 
 
 def clean_up(p: object) -> None:
-    """Undo what outlives a generation: the VAE's copy and the progress text."""
+    """Undo what would outlive the generation: the VAE's copy and the progress text."""
     try:
         progress.clear()
         host_of(p).release_decode(p)
@@ -154,7 +154,7 @@ def clean_up(p: object) -> None:
 def before_process(p: object, *args: object) -> None:
     """Read the options and set the output size, early enough for noise, ControlNet's hint and infotext."""
     setattr(p, ATTRIBUTE, None)
-    # Of the generation that this one's object was copied from (X/Y/Z plot), or of the picture before (img2img's batch).
+    # What is left of the generation that `p` was copied from (X/Y/Z plot), or of the picture before (img2img's batch).
     forget(p)
     infotext.remove(p.extra_generation_params)
     request = parse_request(xyz.merged(p, args))
@@ -176,13 +176,13 @@ def process(p: object, *_: object) -> None:
         return
     model = recognised_model(p)
     host_of(p).check_samplers(p)
-    plan = plan_of(p, generation.request, model.family)
-    tell(p, plan.line(), logging.INFO)
-    if plan.active:
+    forecast = forecast_of(p, generation.request, model.family)
+    tell(p, forecast.line(), logging.INFO)
+    if forecast.active:
         p.extra_generation_params.update(infotext.parameters(generation.request, final_size(p)))
     else:
-        p.extra_generation_params[infotext.REFUSED_KEY] = plan.idle
-    generation.owns_final = plan.active and (plan.width, plan.height) == final_size(p)
+        p.extra_generation_params[infotext.REFUSED_KEY] = forecast.idle
+    generation.owns_final = forecast.active and (forecast.width, forecast.height) == final_size(p)
     if getattr(p, "init_images", None):
         prepare_vae(p, generation)  # img2img encodes its picture next; the host drops the VAE after that
     generation.begun = True
@@ -237,7 +237,7 @@ def before_step(p: object) -> None:
 
 @guarded
 def after_batch(p: object, *_: object, **__: object) -> None:
-    """Report, before their parameters are written, pictures on which the method never ran: something is in its way."""
+    """Report pictures on which the method never ran, before their parameters are written."""
     generation = getattr(p, ATTRIBUTE, None)
     if generation is None or not generation.runs or generation.acted or progress.stopped():
         return
@@ -251,7 +251,7 @@ def after_batch(p: object, *_: object, **__: object) -> None:
 
 
 def postprocess(p: object, processed: object) -> None:
-    """Leave nothing, and hand out what was told."""
+    """Clean up, and put the messages into the API's answer."""
     clean_up(p)
     answer(p, processed)
     generation = getattr(p, ATTRIBUTE, None)

@@ -1,4 +1,4 @@
-"""What the user is told of one generation: in the console, under the picture, and in the API's answer."""
+"""Messages about one generation: in the console, under the picture, and in the API's answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SAID = "_resdit_said"
 
 
 def log_to_console() -> None:
-    """Show our messages, by name, in the host's console: the hosts set up no logging of their own by default."""
+    """Show our messages in the host's console: by default the hosts set up no logging of their own."""
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("[ResDiT] %(message)s"))
@@ -23,7 +23,7 @@ def log_to_console() -> None:
 
 
 def forget(p: object) -> None:
-    """Begin anew: the X/Y/Z plot copies `p`, and a batch of img2img uses one for all its pictures."""
+    """Forget earlier messages: the X/Y/Z plot copies `p`, and a batch of img2img uses one for all its pictures."""
     if hasattr(p, SAID):
         delattr(p, SAID)
 
@@ -38,14 +38,14 @@ def tell(p: object, message: str, level: int = logging.WARNING) -> None:
 
 
 def teller(p: object) -> Callable[[str], None]:
-    """A function that tells this generation's user; the host may keep it, so it does not keep `p` and its pictures."""
+    """`tell` for this generation. The host may keep the function, so it holds no reference to `p` and its pictures."""
     return lifetime.teller(p, "", tell)
 
 
 def answer(p: object, processed: object) -> None:
-    """Put what was told into the API's answer, whose `info` has the extra parameters but not the comments.
+    """Put the messages into the API's answer, whose `info` has the extra parameters but not the comments.
 
-    The pictures' own parameters are written by now: there the messages would be shown a second time on the page.
+    The pictures' own parameters have been written by now, so the page does not show the messages twice.
     """
     if said := getattr(p, SAID, ()):
         processed.extra_generation_params = {**p.extra_generation_params, NOTES_KEY: list(said)}

@@ -1,82 +1,55 @@
 """The one table of options: widgets, defaults, validation, infotext and API are all read from it.
 
-The order of the rows is the order of the API's positional arguments, a public contract: append only.
+The order of the rows is the order of the API's positional arguments, a public contract: append only. A label or a hint
+may change; a key may not, as older pictures have it. The method's parameters have their defaults, ranges and choices
+from `ResDiTConfig`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 from ..errors import ResDiTError, quoted
-from ..method.config import BALANCED, PRESETS, SPEEDS, ResDiTConfig, check_choice
+from ..method.config import BALANCED, PRESETS, ResDiTConfig, check_choice
+from .option import Option
+from .sizes import (
+    CUSTOM_SIZE,
+    FREE_RATIO,
+    LONG_SIDES,
+    MAX_SIDE,
+    MIN_SIDE,
+    PIXELS_PER_TOKEN,
+    RATIOS,
+    WEBUI_RATIO,
+    WEBUI_SIZE,
+    complete_size,
+    idle_sizes,
+)
 
-PIXELS_PER_TOKEN = 16
-MAX_SIDE = 8192
-WEBUI_SIZE, CUSTOM_SIZE = "WebUI", "Custom"
-LONG_SIDES = {"2K": 2048, "3K": 3072, "4K": 4096}
-WEBUI_RATIO, FREE_RATIO = "WebUI", "Free"
-RATIOS = {"1:1": (1, 1), "5:4": (5, 4), "4:3": (4, 3), "3:2": (3, 2), "16:9": (16, 9), "2:1": (2, 1), "21:9": (21, 9)}
 BOTH_PASSES, FIRST_PASS, HIRES_PASS = "both", "first pass", "hires pass"
 
 
-@dataclass(frozen=True)
-class Option:
-    """One row: `kind` is "bool", "choice", "number" (`low`..`high` in steps of `step`) or "scale"."""
-
-    name: str
-    label: str
-    kind: str
-    default: object
-    info: str = ""
-    choices: tuple[str, ...] = ()
-    low: float = 0
-    high: float = 1
-    step: float = 1
-    advanced: bool = True
-
-    @property
-    def whole(self) -> bool:
-        return isinstance(self.default, int)
-
-    def parse(self, value: object) -> object:
-        """The value as its type; raises ResDiTError naming the field, the value and what is allowed."""
-        if self.kind == "bool":
-            if isinstance(value, bool):
-                return value
-            raise ResDiTError(f"{self.name} is {quoted(value)}; it must be true or false")
-        if self.kind == "choice":
-            check_choice(self.name, value, self.choices)
-            return value
-        if self.kind == "scale" and value in self.choices:
-            return value
-        return self._parse_number(value)
-
-    def _parse_number(self, value: object) -> int | float:
-        allowed = f"a {'whole ' if self.whole else ''}number from {self.low} to {self.high}"
-        if self.kind == "scale":
-            allowed = f"one of {', '.join(map(repr, self.choices))} or {allowed}"
-        try:
-            number = float("nan" if isinstance(value, bool) else value)
-        except (TypeError, ValueError, OverflowError):
-            number = float("nan")
-        if not self.low <= number <= self.high or (self.whole and number != int(number)):
-            raise ResDiTError(f"{self.name} is {quoted(value)}; it must be {allowed}")
-        return int(number) if self.whole else number
+def _parameter(name: str, key: str, label: str, info: str, **rest: object) -> Option:
+    """The row of a field of ResDiTConfig."""
+    field = next(each for each in fields(ResDiTConfig) if each.name == name)
+    allowed = field.metadata["allowed"]
+    if allowed.low is None:
+        kind, bounds = "choice", {}
+    else:
+        kind, bounds = "scale" if allowed.choices else "number", {"low": allowed.low, "high": allowed.high}
+    common = dict(choices=allowed.choices, key=key, parameter=True)
+    return Option(name, label, kind, field.default, info, **bounds, **common, **rest)
 
 
-def _parameter(name: str, label: str, kind: str, info: str, **rest: object) -> Option:
-    """A row whose default is the Balanced setting's value of the field of the same name."""
-    return Option(name, label, kind, getattr(BALANCED, name), info, **rest)
-
-
-def _side(name: str, label: str) -> Option:
+def _side(name: str, key: str, label: str) -> Option:
     """A side of the picture in pixels."""
-    sides = dict(low=256, high=MAX_SIDE, step=PIXELS_PER_TOKEN)
-    return Option(name, label, "number", 3072, "Pixels, a multiple of 16", advanced=False, **sides)
+    sides = dict(low=MIN_SIDE, high=MAX_SIDE, step=PIXELS_PER_TOKEN)
+    return Option(name, label, "number", 3072, "Pixels, a multiple of 16", **sides, advanced=False, key=key)
 
 
 OPTIONS = (
-    Option("enabled", "ResDiT High-Res", "bool", False, advanced=False),
+    Option("enabled", "ResDiT High-Res", "bool", False, advanced=False, key="ResDiT"),
     Option(
         "size",
         "Output size",
@@ -85,72 +58,105 @@ OPTIONS = (
         "Long side: 2048, 3072, 4096 or custom pixels; WebUI keeps the page's own size",
         choices=(WEBUI_SIZE, *LONG_SIDES, CUSTOM_SIZE),
         advanced=False,
+        key="ResDiT output size",
     ),
     Option(
         "ratio",
         "Aspect ratio",
         "choice",
         "1:1",
-        "Free: width and height of your own; WebUI: the ratio of the page's own size",
+        "Free: your own width and height; WebUI: the ratio of the page's own size",
         choices=(*RATIOS, FREE_RATIO, WEBUI_RATIO),
         advanced=False,
+        key="ResDiT aspect ratio",
     ),
-    Option("portrait", "Portrait", "bool", False, "Taller than wide", advanced=False),
-    _side("width", "Custom width"),
-    _side("height", "Custom height"),
-    _parameter("global_until", "Global until", "number", "Share of the steps that set the layout", step=0.005),
+    Option("portrait", "Portrait", "bool", False, "Taller than wide", advanced=False, key="ResDiT portrait"),
+    _side("width", "ResDiT custom width", "Custom width"),
+    _side("height", "ResDiT custom height", "Custom height"),
     _parameter(
-        "fused_until", "Fused until", "number", "Share by which fusion ends; 1 keeps the layout at 3K-4K", step=0.005
+        "global_until",
+        "ResDiT global until",
+        "Global until",
+        "The layout phase ends at this fraction of the steps",
+        step=0.005,
     ),
-    _parameter("cutoff", "Cut-off", "number", "Band taken from the global branch", step=0.01),
     _parameter(
-        "cutoff_unit", "Cut-off unit", "choice", "Nyquist: half a cycle per token", choices=("nyquist", "sampling")
+        "fused_until",
+        "ResDiT fused until",
+        "Fused until",
+        "Fusion ends at this fraction of the steps; 1 keeps the layout at 3K-4K",
+        step=0.005,
+    ),
+    _parameter(
+        "cutoff",
+        "ResDiT cut-off",
+        "Cut-off",
+        "Fusion takes frequencies up to this share from the whole picture, the rest from the patches",
+        step=0.01,
+    ),
+    _parameter(
+        "cutoff_unit",
+        "ResDiT cut-off unit",
+        "Cut-off unit",
+        "A cut-off of 1 is half a cycle per token (nyquist) or one cycle (sampling)",
     ),
     _parameter(
         "attention_scale",
+        "ResDiT attention scale",
         "Attention scale",
-        "scale",
-        "On the global branch; a number is taken as it is",
-        choices=("off", "sqrt-log", "log"),
-        low=0.5,
-        high=2.0,
+        "Sharpens attention over the whole picture as it grows; a number is a fixed factor",
     ),
     Option(
-        "base_size", "Base size", "number", 1024, "Side in pixels the model was trained at", low=128, high=2048, step=64
+        "base_size",
+        "Base size",
+        "number",
+        math.isqrt(BALANCED.base_tokens) * PIXELS_PER_TOKEN,
+        "Side in pixels of the pictures that the model was trained on",
+        low=128,
+        high=2048,
+        step=64,
+        key="ResDiT base size",
     ),
     _parameter(
         "base_shape",
+        "ResDiT base shape",
         "Base shape",
-        "choice",
-        "Aspect: as the output; square: as the paper",
-        choices=("aspect", "square"),
+        "Aspect: patches of the output's shape; square: as in the paper",
     ),
     _parameter(
-        "splice_sigma", "Splice sigma", "number", "Width of the blend, in patch sides", low=0.05, high=2.0, step=0.01
+        "splice_sigma",
+        "ResDiT splice sigma",
+        "Splice sigma",
+        "Width of the blend between patches, as a share of a patch's side",
+        step=0.01,
     ),
     _parameter(
-        "chunk_mb", "Chunk memory", "number", "Most MiB for the patches computed at once", low=16, high=16384, step=16
+        "chunk_mb",
+        "ResDiT chunk memory",
+        "Chunk memory",
+        "Memory limit in MiB for patches computed at once; the picture stays the same",
     ),
     _parameter(
         "speed",
+        "ResDiT speed",
         "Speed",
-        "choice",
-        "FLUX from 2x on: coarser layout attention in fused steps (fast), in all steps (fastest)",
-        choices=SPEEDS,
+        "From 2x on: coarser layout attention in fused steps (fast) or in all steps (fastest)",
         advanced=False,
     ),
-    _side("long_side", "Custom long side"),
+    _side("long_side", "ResDiT custom long side", "Custom long side"),
     Option(
         "apply_to",
         "Apply to",
         "choice",
         BOTH_PASSES,
-        "Which passes, when Hires. fix is on",
+        "Which passes use ResDiT when Hires. fix is on",
         choices=(BOTH_PASSES, FIRST_PASS, HIRES_PASS),
+        key="ResDiT apply to",
     ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 DEFAULTS = {option.name: option.default for option in OPTIONS}
+PARAMETERS = tuple(option.name for option in OPTIONS if option.parameter)
 
 
 @dataclass(frozen=True)
@@ -170,42 +176,10 @@ class Request:
         return {name: value for name, value in self.values.items() if name not in idle and value != DEFAULTS[name]}
 
 
-def idle_sizes(values: dict[str, object]) -> set[str]:
-    """The size options that have no effect beside the others."""
-    if values["size"] == WEBUI_SIZE:
-        return {"ratio", "portrait", "width", "height", "long_side"}
-    if values["ratio"] == FREE_RATIO:
-        return {"portrait", "long_side"}
-    idle = {"width", "height"}
-    if values["size"] != CUSTOM_SIZE:
-        idle.add("long_side")
-    if values["ratio"] == WEBUI_RATIO:
-        idle.add("portrait")
-    return idle
-
-
 def preset_values(name: str) -> dict[str, object]:
-    """The options a named setting fixes."""
+    """The options that a built-in preset sets."""
     check_choice("preset", name, tuple(PRESETS))
-    return {option.name: getattr(PRESETS[name], option.name) for option in OPTIONS if hasattr(BALANCED, option.name)}
-
-
-def complete_size(given: dict[str, object]) -> dict[str, object]:
-    """An object of named options with what its size options mean together; raises ResDiTError naming a bad side.
-
-    A `width` or `height` alone is a size of its own (ratio "Free"), and a missing one of the two is the other; a
-    `long_side` alone is one too. Where none of them is given, nor `size` or `ratio`, the request keeps its own size:
-    `portrait` only turns a frame, and there is none.
-    """
-    sides = [name for name in ("width", "height") if name in given]
-    if sides and "ratio" not in given and given.get("size", CUSTOM_SIZE) == CUSTOM_SIZE:
-        if len(sides) == 1:
-            side = BY_NAME[sides[0]].parse(given[sides[0]])  # here, so that an error names the side that was given
-            given = given | {"width": side, "height": side}
-        return given | {"size": CUSTOM_SIZE, "ratio": FREE_RATIO}
-    if "long_side" in given:
-        return {"size": CUSTOM_SIZE} | given
-    return given if sides or "ratio" in given else {"size": WEBUI_SIZE} | given
+    return {parameter: getattr(PRESETS[name], parameter) for parameter in PARAMETERS}
 
 
 def values_from_args(args: tuple) -> dict[str, object]:
@@ -221,6 +195,9 @@ def values_from_args(args: tuple) -> dict[str, object]:
     preset = given.pop("preset", None)
     if unknown := [name for name in given if name not in BY_NAME]:
         raise ResDiTError(f"unknown field {quoted(unknown[0])}; the fields are {', '.join(BY_NAME)} and preset")
+    if len(sides := given.keys() & {"width", "height"}) == 1:
+        (side,) = sides
+        BY_NAME[side].parse(given[side])  # before it becomes the other side too, so that an error names this one
     return DEFAULTS | (preset_values(preset) if preset is not None else {}) | complete_size(given)
 
 
@@ -230,27 +207,6 @@ def parse_request(args: tuple) -> Request:
     if BY_NAME["enabled"].parse(values["enabled"]) is False:
         return Request(DEFAULTS, BALANCED)
     values = {option.name: option.parse(values[option.name]) for option in OPTIONS}
-    fields = {name: value for name, value in values.items() if hasattr(BALANCED, name)}
-    config = ResDiTConfig(**fields, base_tokens=(values["base_size"] // PIXELS_PER_TOKEN) ** 2)
+    parameters = {name: values[name] for name in PARAMETERS}
+    config = ResDiTConfig(**parameters, base_tokens=(values["base_size"] // PIXELS_PER_TOKEN) ** 2)
     return Request(values, config)
-
-
-def snap(pixels: float, multiple: int = PIXELS_PER_TOKEN) -> int:
-    """The nearest multiple, at least one."""
-    return max(1, round(pixels / multiple)) * multiple
-
-
-def output_size(
-    values: dict[str, object], width: int, height: int, multiple: int = PIXELS_PER_TOKEN
-) -> tuple[int, int]:
-    """(width, height) in pixels, multiples of `multiple` unless they are the page's own `width` and `height`."""
-    if values["size"] == WEBUI_SIZE:
-        return width, height
-    if values["ratio"] == FREE_RATIO:
-        return snap(values["width"], multiple), snap(values["height"], multiple)
-    long = values["long_side"] if values["size"] == CUSTOM_SIZE else LONG_SIDES[values["size"]]
-    if values["ratio"] == WEBUI_RATIO:
-        return snap(long * min(1, width / height), multiple), snap(long * min(1, height / width), multiple)
-    a, b = RATIOS[values["ratio"]]
-    sides = snap(long, multiple), snap(long * b / a, multiple)
-    return sides[::-1] if values["portrait"] else sides

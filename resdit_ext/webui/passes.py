@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from ..families import Family
 from . import settings
 from .forecast import Forecast, forecast
-from .options import BOTH_PASSES, FIRST_PASS, HIRES_PASS, WEBUI_SIZE, Request, output_size
+from .options import BOTH_PASSES, FIRST_PASS, HIRES_PASS, Request
+from .sizes import WEBUI_SIZE, output_size
 
 LATENT_PIXEL = 8
 
@@ -78,7 +79,7 @@ def wants_this_pass(p: object, apply_to: str) -> bool:
 
 
 def set_size(p: object, request: Request, replaced: dict[str, int]) -> None:
-    """Set the output size, with hires that of the picture that is saved; what was there goes into `replaced`."""
+    """Set the output size, with hires that of the picture that is saved; the host's own goes into `replaced`."""
     if request.values["size"] == WEBUI_SIZE:
         return
     size = output_size(request.values, p.width, p.height, settings.size_step())
@@ -108,7 +109,7 @@ def final_size(p: object) -> tuple[int, int]:
     return x or y * p.width // p.height, y or x * p.height // p.width
 
 
-def plan_of_pass(p: object, request: Request, family: Family | None, hires: bool) -> Forecast:
+def forecast_of_pass(p: object, request: Request, family: Family | None, hires: bool) -> Forecast:
     """What will happen in one pass."""
     size = final_size(p) if hires or not has_hires(p) else (p.width, p.height)
     steps = steps_of(p, hires)
@@ -116,9 +117,9 @@ def plan_of_pass(p: object, request: Request, family: Family | None, hires: bool
     return forecast(request, *size, steps.listed, family, skipped=steps.skipped, which=which)
 
 
-def plan_of(p: object, request: Request, family: Family | None = None) -> Forecast:
+def forecast_of(p: object, request: Request, family: Family | None = None) -> Forecast:
     """What will happen, with hires in the last pass in which anything does."""
     choice = request.values["apply_to"] if has_hires(p) else FIRST_PASS
     passes = {BOTH_PASSES: (True, False), FIRST_PASS: (False,), HIRES_PASS: (True,)}[choice]
-    plans = [plan_of_pass(p, request, family, hires) for hires in passes]
-    return next((plan for plan in plans if plan.active), plans[0])
+    forecasts = [forecast_of_pass(p, request, family, hires) for hires in passes]
+    return next((each for each in forecasts if each.active), forecasts[0])

@@ -9,19 +9,19 @@ import gradio as gr
 
 from ..errors import ResDiTError, quoted
 from ..method.config import PRESETS
-from .options import preset_values
-from .presets import FIELDS, PresetStore, check_name
+from .options import PARAMETERS, preset_values
+from .presets import PresetStore, check_name
 
 QUIET = dict(queue=False, show_progress=False)
 
 
 def built_in(values: Mapping[str, object]) -> str | None:
-    """The built-in preset whose options these are, if any."""
+    """The built-in preset that these options match, if any."""
     return next((name for name in PRESETS if preset_values(name).items() <= values.items()), None)
 
 
 class PresetRow:
-    """Both parts of one tab: the list on top, the controls of the user's own below."""
+    """Both parts in one tab: the list on top, and below it the controls of the user's own presets."""
 
     def __init__(self, prefix: str, store: PresetStore, values: Mapping[str, object]) -> None:
         self.prefix, self.store = prefix, store
@@ -30,19 +30,19 @@ class PresetRow:
             label="Preset",
             value=built_in(values),
             elem_id=f"{prefix}_preset",
-            info="Sets the options it is made of; they can be changed afterwards",
+            info="Sets several options at once; you can still change each of them",
         )
         self.chosen.do_not_save_to_config = True
 
     def names(self) -> tuple[list[str], str | None]:
-        """All presets' names, and what was wrong with the user's file."""
+        """All presets' names, and a message about what is wrong with the user's file, if anything."""
         own, problem = self.store.load()
         return [*PRESETS, *own], problem
 
     def matching(self, chosen: str | None, values: Mapping[str, object]) -> str | None:
-        """The preset whose options the page's are: the chosen one where it is, else a built-in or the user's own.
+        """The preset that the page's options match: the chosen one if it does, else a built-in or one of the user's.
 
-        No file is read, as every move of a slider asks this.
+        No file is read, as this runs on every move of a slider.
         """
         own = {name: mine for name, mine in self.store.known.items() if mine.items() <= values.items()}
         return chosen if chosen in own else built_in(values) or next(iter(own), None)
@@ -60,15 +60,15 @@ class PresetRow:
 
     def connect(self, by_name: dict[str, gr.components.Component]) -> None:
         """Bind the list and the buttons to the options' widgets."""
-        fields = [by_name[name] for name in FIELDS]
+        fields = [by_name[name] for name in PARAMETERS]
 
         def values_of(name: str) -> list[object]:
             own, _ = self.store.load()
             try:
                 values = own[name] if name in own else preset_values(name)
             except ResDiTError:  # deleted in another tab
-                return [gr.update()] * len(FIELDS)
-            return [values[field] for field in FIELDS]
+                return [gr.update()] * len(PARAMETERS)
+            return [values[field] for field in PARAMETERS]
 
         self.chosen.input(values_of, inputs=self.chosen, outputs=fields, **QUIET)
 
@@ -89,7 +89,7 @@ class PresetRow:
 
         def save(name: str, _: str, values: tuple) -> tuple[str, str]:
             name = check_name(name)
-            self.store.save(name, dict(zip(FIELDS, values, strict=True)))
+            self.store.save(name, dict(zip(PARAMETERS, values, strict=True)))
             return f"saved {quoted(name)}", name
 
         def rename(name: str, chosen: str, _: tuple) -> tuple[str, str]:

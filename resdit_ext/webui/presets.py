@@ -1,4 +1,4 @@
-"""The user's own presets: named values of what a built-in preset fixes, in one JSON file of the extension."""
+"""The user's own presets: named values of the options that a preset sets, in one JSON file of the extension."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import logging
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 from ..errors import ResDiTError, quoted, shortened
 from ..method.config import PRESETS, ResDiTConfig
-from .options import BY_NAME, DEFAULTS, preset_values
+from .options import BY_NAME, DEFAULTS, PARAMETERS
 
 logger = logging.getLogger("ResDiT")
-FIELDS = tuple(preset_values("Balanced"))
 LONGEST_NAME = 60
 # The page's events run in threads: between reading and writing in one, no other may write.
 WRITING = threading.Lock()
 
 
 def check_name(name: object) -> str:
-    """The name without blanks around it; raises ResDiTError where a user's preset cannot have it."""
+    """The name without blanks around it; raises ResDiTError where it is no name for a user's preset."""
     trimmed = name.strip() if isinstance(name, str) else ""
     if not trimmed.isprintable() or not 1 <= len(trimmed) <= LONGEST_NAME:
         raise ResDiTError(f"preset name is {quoted(name)}; it must be 1 to {LONGEST_NAME} printable characters")
@@ -32,51 +33,51 @@ def check_name(name: object) -> str:
     return trimmed
 
 
+def check_field(name: str, value: object) -> object:
+    """The value of one field as its type; raises ResDiTError naming an unknown or bad one."""
+    if name not in PARAMETERS:
+        raise ResDiTError(f"unknown field {quoted(name)}; a preset's fields are {', '.join(PARAMETERS)}")
+    return BY_NAME[name].parse(value)
+
+
 def check_values(values: dict[str, object]) -> dict[str, object]:
     """Every field of a preset as its type; raises ResDiTError naming an unknown, missing or bad one."""
-    if unknown := [name for name in values if name not in FIELDS]:
-        raise ResDiTError(f"unknown field {quoted(unknown[0])}; a preset's fields are {', '.join(FIELDS)}")
-    checked = {name: BY_NAME[name].parse(values.get(name)) for name in FIELDS}
-    ResDiTConfig(**checked)  # which knows what may not go together
+    others = [name for name in values if name not in PARAMETERS]
+    checked = {name: check_field(name, values.get(name)) for name in (*others, *PARAMETERS)}
+    ResDiTConfig(**checked)  # which also refuses values that do not go together
     return checked
 
 
-def read_field(name: str, value: object) -> tuple[dict[str, object], list[str]]:
-    """A field as read from the file: itself, or nothing and what is wrong with it."""
-    if name not in FIELDS:
-        return {}, [f"unknown field {quoted(name)}"]
+@contextmanager
+def noted(problems: list[str], subject: str) -> Iterator[None]:
+    """Add to `problems` why a part of the file is ignored, where the body raises ResDiTError."""
     try:
-        return {name: BY_NAME[name].parse(value)}, []
+        yield
     except ResDiTError as error:
-        return {}, [str(error)]
+        problems.append(f"{subject} is ignored: {error}")
 
 
-def read_preset(name: str, entry: object) -> tuple[dict[str, dict[str, object]], list[str]]:
-    """A preset as read from the file: itself with defaults for its bad fields, or nothing; and what is wrong.
+def read_preset(name: str, entry: object, problems: list[str]) -> dict[str, object]:
+    """A preset as it is in the file, with defaults for missing and bad fields; raises ResDiTError where it is useless.
 
-    That a field is missing is not wrong: an update may have brought it.
+    Bad fields are noted in `problems`. A missing one is not: a later release may have brought it.
     """
+    check_name(name)
     if not isinstance(entry, dict):
-        return {}, [f"preset {quoted(name)} is left out: it is a {type(entry).__name__}, not an object of options"]
-    values, problems = {field: DEFAULTS[field] for field in FIELDS}, []
-    for field, given in entry.items():
-        good, bad = read_field(field, given)
-        values |= good
-        problems += [f"preset {quoted(name)} without a field: {problem}" for problem in bad]
-    try:
-        check_name(name)
-        return {name: check_values(values)}, problems
-    except ResDiTError as error:
-        return {}, [f"preset {quoted(name)} is left out: {error}"]
+        raise ResDiTError(f"it is a {type(entry).__name__}, not an object of options")
+    values = {field: DEFAULTS[field] for field in PARAMETERS}
+    for field, value in entry.items():
+        with noted(problems, f"a field of preset {quoted(name)}"):
+            values[field] = check_field(field, value)
+    return check_values(values)
 
 
 def read_presets(entries: dict[str, object]) -> tuple[dict[str, dict[str, object]], list[str]]:
-    """The presets among what the file holds, by name, and what is wrong with the rest."""
+    """The usable presets in the file's content, by name, and what is wrong with the rest."""
     presets, problems = {}, []
     for name, entry in entries.items():
-        good, bad = read_preset(name, entry)
-        presets |= good
-        problems += bad
+        with noted(problems, f"preset {quoted(name)}"):
+            presets[name] = read_preset(name, entry, problems)
     return presets, problems
 
 
@@ -84,7 +85,7 @@ class PresetStore:
     """The presets in one file, which is read anew each time, so that tabs and processes see each other's.
 
     Attributes:
-        known: the presets by name as they were last read or written, for what happens too often to read a file.
+        known: the presets by name as they were last read or written, for callers that must not read a file each time.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -92,9 +93,9 @@ class PresetStore:
         self.known: dict[str, dict[str, object]] = {}
 
     def load(self) -> tuple[dict[str, dict[str, object]], str | None]:
-        """The presets by name, and what was wrong with the file in words for the user."""
+        """The presets by name, and a message about what is wrong with the file, if anything."""
         try:
-            with WRITING:  # a damaged file is moved: not one that another thread has just written in its place
+            with WRITING:  # a damaged file is renamed: it must not be one that another thread has just written
                 entries, trouble = self._read()
         except ResDiTError as error:
             entries, trouble = {}, str(error)
@@ -110,7 +111,7 @@ class PresetStore:
             self._write(self._entries() | {name: values})
 
     def rename(self, old: str, new: str) -> None:
-        """Give a preset another name, which no other preset may have; its place in the list stays."""
+        """Give a preset another name, which no other preset may have; it keeps its place in the list."""
         new = check_name(new)
         with WRITING:
             entries = self._entries()
@@ -133,11 +134,11 @@ class PresetStore:
             raise ResDiTError(f"preset is {quoted(name)}; choose one of your own ({own})")
 
     def _entries(self) -> dict[str, object]:
-        """What the file holds, untouched: a preset is not to lose what only a later release understands."""
+        """The file's content as it is: saving must not drop what only a later release understands."""
         return self._read()[0]
 
     def _read(self) -> tuple[dict[str, object], str | None]:
-        """What the file holds; one that is no JSON object is moved aside and told about."""
+        """The file's content, and a message where it was no JSON object and had to be renamed."""
         try:
             entries = json.loads(self.path.read_bytes())
         except FileNotFoundError:
@@ -149,7 +150,7 @@ class PresetStore:
         if isinstance(entries, dict):
             return entries, None
         aside = self._move_aside()
-        message = f"{self.path.name} was damaged; it is now {aside.name}, and your presets begin anew"
+        message = f"{self.path.name} was damaged and is now {aside.name}; your list of presets is empty"
         logger.warning(message)
         return {}, message
 
@@ -159,10 +160,10 @@ class PresetStore:
         try:
             return self.path.replace(aside)
         except OSError as error:
-            raise ResDiTError(f"{self.path.name} is damaged and cannot be moved aside: {error}") from error
+            raise ResDiTError(f"{self.path.name} is damaged and cannot be renamed: {error}") from error
 
     def _write(self, entries: dict[str, object]) -> None:
-        """Replace the file at once: whoever reads it meanwhile, or after a crash, finds the old one or the new."""
+        """Replace the file in one step: a reader finds the old one or the new one, even after a crash."""
         written = None
         try:
             text = json.dumps(entries, indent=2)

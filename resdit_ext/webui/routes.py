@@ -1,4 +1,4 @@
-"""Three GET routes that need no generation: the version, the options' JSON schema and the plan for a picture."""
+"""Three GET routes that need no generation: the version, the options' JSON schema and the forecast for a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from ..errors import ResDiTError, quoted
 from ..families import families
 from ..method.config import PRESETS
 from .forecast import forecast
-from .options import BY_NAME, FREE_RATIO, OPTIONS, WEBUI_SIZE, Option, output_size, parse_request
+from .option import Option
+from .options import BY_NAME, OPTIONS, parse_request
+from .sizes import FREE_RATIO, WEBUI_SIZE, output_size
 from .xyz import PRESET, parse_text
 
 STEPS = Option("steps", "Steps", "number", families()[0].steps, low=1, high=1000)
@@ -27,7 +29,7 @@ def model_option() -> Option:
 def schema_of(option: Option) -> dict[str, object]:
     """The JSON schema of one option's value.
 
-    Its step is left out: the widgets keep to it, the API takes what is between and rounds a picture's sides itself.
+    It has no step: that is for the page; the API takes any value between and rounds a picture's sides itself.
     """
     number = {"type": "integer" if option.whole else "number", "minimum": option.low, "maximum": option.high}
     kinds = {
@@ -50,22 +52,22 @@ def schema() -> dict[str, object]:
     }
     properties["preset"] = {
         "title": "Preset",
-        "description": "Sets the options it is made of; those given beside it come first",
+        "description": "Sets several options at once; options given beside it take precedence",
         "enum": list(PRESETS),
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ResDiT High-Res",
         "description": "alwayson_scripts['ResDiT High-Res'].args[0]. Without size, ratio, width, height and long_side "
-        "the request keeps its own width and height. A width or height alone is a size of its own, and the other side "
-        "too; fused_until must not be below global_until",
+        "the request keeps its own width and height. A width or height alone makes a square. fused_until must not be "
+        "below global_until",
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
     }
 
 
-def plan(query: Mapping[str, str]) -> dict[str, object]:
+def forecast_of_query(query: Mapping[str, str]) -> dict[str, object]:
     """The forecast for a request of `width` x `height` pixels in `steps` steps; raises ResDiTError naming the field.
 
     The options mean what they mean in `args`, so that `size`, `ratio` and `long_side` change the picture's size; with
@@ -87,7 +89,7 @@ def plan(query: Mapping[str, str]) -> dict[str, object]:
 
 
 def answering(compute: Callable[[Mapping[str, str]], dict[str, object]]) -> Callable[[Request], JSONResponse]:
-    """An endpoint that computes its answer from the query; what is wrong with that is answered with 422."""
+    """An endpoint that computes its answer from the query; a bad query is answered with 422."""
 
     def endpoint(request: Request) -> JSONResponse:
         try:
@@ -100,7 +102,7 @@ def answering(compute: Callable[[Mapping[str, str]], dict[str, object]]) -> Call
 
 
 def demands_of_host(app: object) -> list[object]:
-    """What the host demands of who asks its API (`--api-auth`), or its page where it has no API (`--gradio-auth`)."""
+    """The log-in that the host wants for its API (`--api-auth`), or for its page if it has no API (`--gradio-auth`)."""
     demands = {route.path: route.dependencies for route in app.routes if hasattr(route, "dependencies")}
     return next((demands[path] for path in ("/sdapi/v1/options", "/config") if path in demands), [])
 
@@ -108,7 +110,7 @@ def demands_of_host(app: object) -> list[object]:
 def add_routes(app: object) -> None:
     """Add the routes to a FastAPI application that does not have them yet; the host's own routes must be there."""
     present = {getattr(route, "path", None) for route in app.routes}
-    routes = {"version": lambda _: {"version": __version__}, "schema": lambda _: schema(), "plan": plan}
+    routes = {"version": lambda _: {"version": __version__}, "schema": lambda _: schema(), "plan": forecast_of_query}
     common = {"methods": ["GET"], "response_model": None, "dependencies": demands_of_host(app)}
     for name, compute in routes.items():
         path = f"/resdit/v1/{name}"

@@ -1,4 +1,4 @@
-"""Two small buttons: put our size into the WebUI's own sliders, which end at 2048, and take it back."""
+"""Two small buttons: set the WebUI's own sliders, which end at 2048, to our size, and restore theirs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import gradio as gr
 
 from ..errors import ResDiTError
 from . import settings
-from .options import BY_NAME, MAX_SIDE, OPTIONS, WEBUI_SIZE, output_size, parse_request
+from .options import BY_NAME, OPTIONS, parse_request
 from .preset_row import QUIET
+from .sizes import MAX_SIDE, WEBUI_SIZE, output_size
 
 SIZE = [option.name for option in OPTIONS].index("size")
 
 
 class SendSize:
-    """The buttons of one tab; nothing is remembered outside the page."""
+    """The buttons of one tab; the old size is kept in the page alone."""
 
     def __init__(self, prefix: str, tool_button: Callable) -> None:
         self.there = tool_button("\u2197", elem_id=f"{prefix}_send", tooltip="Send to WebUI size")
@@ -23,7 +24,7 @@ class SendSize:
         self.before = gr.State(None)  # (width, height, our size) as they were
 
     def connect(self, options: list[gr.components.Component], host: dict[str, gr.components.Component]) -> None:
-        """Bind to our options and the host's width and height, whose own bounds come back with the old size."""
+        """Bind the buttons to our options and the host's width and height, whose bounds come back with the old size."""
         sides = [host["width"], host["height"]]
         bounds = [side.maximum for side in sides]
         size = options[SIZE]

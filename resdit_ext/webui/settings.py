@@ -1,4 +1,4 @@
-"""The page "ResDiT High-Res" of the WebUI's settings, and what is set there; without a host, the defaults."""
+"""The page "ResDiT High-Res" of the WebUI's settings, and the values set there; without a host, the defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from ..control.token_nets import MODES
 from ..method.config import PRESETS
-from .options import BY_NAME, DEFAULTS, PIXELS_PER_TOKEN, preset_values
+from .options import BY_NAME, DEFAULTS, preset_values
+from .sizes import PIXELS_PER_TOKEN
 
 SECTION = ("resdit", "ResDiT High-Res")
 CATEGORY = "sd"  # "Stable Diffusion" in every host
@@ -28,7 +29,7 @@ class Setting:
     needs_reload: bool = False
 
     def value(self) -> str:
-        """What is set; the default where there is no host, or the saved value is none of the choices."""
+        """The saved value; the default where there is no host, or what is saved is none of the choices."""
         try:
             from modules import shared
         except ImportError:
@@ -38,14 +39,14 @@ class Setting:
 
 
 PRESET = Setting(
-    "resdit_default_preset", "Preset at start", "Balanced", tuple(PRESETS), "what the page begins with", True
+    "resdit_default_preset", "Preset at start", "Balanced", tuple(PRESETS), "selected when the page loads", True
 )
 SIZE = Setting(
     "resdit_default_size",
     "Output size at start",
     DEFAULTS["size"],
     BY_NAME["size"].choices,
-    "what the page begins with",
+    "selected when the page loads",
     True,
 )
 VAE_TILING = Setting(
@@ -53,14 +54,14 @@ VAE_TILING = Setting(
     "Tiled VAE for pictures made with ResDiT",
     "Auto",
     ("Auto", "Always", "Never"),
-    "Auto: where the whole picture would not fit into memory",
+    "Auto: only when the whole picture does not fit into memory",
 )
 UNION_MODE = Setting(
     "resdit_union_mode",
-    "What a union ControlNet's hint shows",
+    "Control type for a union ControlNet",
     "canny",
     tuple(MODES),
-    "where neither the panel's control type nor a preprocessor tells",
+    "used when neither the panel nor the preprocessor sets one",
 )
 VERBOSITY = Setting("resdit_verbosity", "Messages in the console", "Normal", tuple(LEVELS), "Quiet: only problems")
 SETTINGS = (PRESET, SIZE, VAE_TILING, UNION_MODE, VERBOSITY)
@@ -84,32 +85,32 @@ def register(opts: object, option_info: Callable) -> None:
 
 
 def set_log_level() -> None:
-    """Let through the messages that the user wants to see."""
+    """Show the messages that the user wants to see."""
     logging.getLogger("ResDiT").setLevel(LEVELS[verbosity()])
 
 
 def verbosity() -> str:
-    """How much the console is told: "Quiet", "Normal" or "Detailed"."""
+    """Which messages the console shows: "Quiet", "Normal" or "Detailed"."""
     return VERBOSITY.value()
 
 
 def vae_tiling() -> str:
-    """When the VAE is to work in tiles: "Auto", "Always" or "Never"."""
+    """When the VAE works in tiles: "Auto", "Always" or "Never"."""
     return VAE_TILING.value()
 
 
 def union_mode() -> str:
-    """What the hint of a net that serves several kinds shows, where nothing else tells."""
+    """The control type for a net that serves several, where nothing else sets one."""
     return UNION_MODE.value()
 
 
 def default_preset() -> str:
-    """The built-in preset that the page begins with."""
+    """The built-in preset that is selected when the page loads."""
     return PRESET.value()
 
 
 def size_step() -> int:
-    """The multiple that sides are to be of: a token's, or the larger one that Forge Neo's own settings have."""
+    """Sides of a picture are multiples of this: of a token's pixels, and of the step that is set in Forge Neo."""
     try:
         from modules import shared
     except ImportError:
@@ -119,6 +120,6 @@ def size_step() -> int:
 
 
 def defaults() -> dict[str, object]:
-    """The option values that replace the table's defaults in the page, and nowhere else."""
+    """The options whose values on a new page are not the table's defaults; the API keeps those."""
     values = preset_values(default_preset()) | {"size": SIZE.value()}
     return {name: value for name, value in values.items() if value != DEFAULTS[name]}

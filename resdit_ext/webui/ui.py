@@ -12,25 +12,15 @@ from ..errors import ResDiTError
 from ..hosts import fixed_size, loaded_model
 from . import readout, settings
 from .forecast import Forecast
-from .options import (
-    BY_NAME,
-    CUSTOM_SIZE,
-    DEFAULTS,
-    FREE_RATIO,
-    LONG_SIDES,
-    OPTIONS,
-    WEBUI_RATIO,
-    WEBUI_SIZE,
-    Option,
-    parse_request,
-    snap,
-)
-from .passes import plan_of, set_size
+from .option import Option
+from .options import BY_NAME, DEFAULTS, OPTIONS, parse_request
+from .passes import forecast_of, set_size
 from .preset_row import QUIET, PresetRow
 from .presets import PresetStore
 from .send_size import SendSize
+from .sizes import CUSTOM_SIZE, FREE_RATIO, LONG_SIDES, WEBUI_RATIO, WEBUI_SIZE, snap
 
-# What the page has of the host's, under the names of the host's `p`; a page without these controls has no such pass.
+# The host's controls that the read-out follows, by their names in the host's `p`; the values for a page without them.
 HOST_DEFAULTS = {
     "width": 1024,
     "height": 1024,
@@ -63,8 +53,8 @@ def component(option: Option, elem_id: str, value: object) -> gr.components.Comp
     return made
 
 
-def planned(host: Mapping[str, object], args: tuple) -> Forecast:
-    """What is going to happen with these options beside the page's own values; an error becomes the reason."""
+def forecast_of_page(host: Mapping[str, object], args: tuple) -> Forecast:
+    """What ResDiT will do with these options and the page's own values; an error is the reason why it does nothing."""
     p = SimpleNamespace(**HOST_DEFAULTS | host)
     for name in WHOLE:
         setattr(p, name, int(getattr(p, name)))
@@ -72,13 +62,13 @@ def planned(host: Mapping[str, object], args: tuple) -> Forecast:
         request = parse_request((True, *args[1:]))
         set_size(p, request, {})
         p.width, p.height = fixed_size(loaded_model(), p.width, p.height)
-        return plan_of(p, request)
+        return forecast_of(p, request)
     except ResDiTError as error:
         return Forecast(p.width, p.height, p.steps, idle=str(error))
 
 
 def enlarged(size: str, ratio: str, width: float | None, height: float | None) -> list[object]:
-    """The sides of a free frame after a click on 2K, 3K or 4K: that long, in the ratio they have."""
+    """With the ratio Free: width and height after a click on 2K, 3K or 4K, scaled to that long side."""
     if ratio != FREE_RATIO or size not in LONG_SIDES or not width or not height:
         return [gr.update(), gr.update()]
     scale = LONG_SIDES[size] / max(width, height)
@@ -109,8 +99,8 @@ class Accordion:
             input_accordion: the host's accordion with a checkbox, `(value, label=, elem_id=)`.
             tool_button: the host's small button.
             store: the user's own presets.
-            defaults: values the page starts with.
-            note: what this host cannot do, for its users.
+            defaults: the options' values when the page loads.
+            note: a line for the user on what this host cannot do.
         """
         self.prefix = f"{tab}_resdit"
         self.given = {"init_images": (None,)} if tab == "img2img" else {}
@@ -135,7 +125,7 @@ class Accordion:
             with gr.Row(elem_classes="resdit-row", visible=free) as free_row:
                 add("width", "height")
             add("speed")
-            start = readout.html(planned(self.given, tuple(defaults.values())))
+            start = readout.html(forecast_of_page(self.given, tuple(defaults.values())))
             with gr.Column(elem_id=f"{self.prefix}_status"):  # gradio 3 would give the text's id to two elements
                 self.status = gr.HTML(start)
             if note:
@@ -152,9 +142,9 @@ class Accordion:
         self.presets.connect(by_name)
 
     def follow(self, host: dict[str, gr.components.Component]) -> None:
-        """Keep the read-out up to date with our options and the host's controls; call once.
+        """Keep the read-out up to date with our options and the host's controls.
 
-        A second handler for the same component would race with this one.
+        Call this once: a second handler for the same component would race with this one.
 
         Args:
             host: `width`, `height`, `steps`, and of the other names of `HOST_DEFAULTS` those that the page has.
@@ -168,13 +158,13 @@ class Accordion:
             chosen = dict(zip(self.by_name, options, strict=True))
             sized, free = chosen["size"] != WEBUI_SIZE, chosen["ratio"] == FREE_RATIO
             return (
-                readout.html(planned(self.given | known, options)),
+                readout.html(forecast_of_page(self.given | known, options)),
                 gr.update(visible=sized),
                 gr.update(visible=chosen["size"] == CUSTOM_SIZE and not free),
                 gr.update(visible=sized and free),
                 gr.update(interactive=chosen["ratio"] != WEBUI_RATIO and not free),
                 self.presets.matching(preset, chosen),
-                # A free frame has its own sides, whatever a pasted picture or a click calls the size.
+                # With the ratio Free the size is a custom one, whatever a pasted picture or a click says.
                 CUSTOM_SIZE if sized and free else gr.update(),
             )
 

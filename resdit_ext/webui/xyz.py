@@ -10,11 +10,13 @@ from types import ModuleType
 
 from ..errors import ResDiTError, quoted
 from ..method.config import PRESETS
-from .options import CUSTOM_SIZE, FREE_RATIO, OPTIONS, Option, preset_values, values_from_args
+from .option import Option
+from .options import OPTIONS, preset_values, values_from_args
+from .sizes import CUSTOM_SIZE, FREE_RATIO
 
 logger = logging.getLogger("ResDiT")
 ATTRIBUTE = "_resdit_xyz"
-LEFT_OUT = ("enabled", "chunk_mb")  # any axis switches ResDiT on; the chunk never changes the picture
+WITHOUT_AXIS = ("enabled", "chunk_mb")  # any axis switches ResDiT on; the chunk memory never changes the picture
 PRESET = Option("preset", "Preset", "choice", "Balanced", choices=tuple(PRESETS))
 RANGE = re.compile(r"\d\s*-")  # 0.1-0.5, 0.1-0.5 (+0.1) and 0.1-0.5 [5], which the host expands
 
@@ -27,7 +29,7 @@ def parse_text(option: Option, text: str) -> object:
 
 
 def number_texts(option: Option, text: str) -> list[str]:
-    """The items of a number axis, each value checked here: the host would report one that it cannot convert itself."""
+    """The items of a number axis, each checked here: the host's message for a bad one would not name the option."""
     try:
         items = [item.strip() for item in next(csv.reader([text], skipinitialspace=True), [])]
     except csv.Error as error:
@@ -63,13 +65,13 @@ def axis(option: Option, axis_option: Callable) -> object:
 def add_to(grid: ModuleType) -> None:
     """Add the axes that a host's X/Y/Z script does not have yet."""
     present = {existing.label for existing in grid.axis_options}
-    options = (PRESET, *(option for option in OPTIONS if option.name not in LEFT_OUT))
+    options = (PRESET, *(option for option in OPTIONS if option.name not in WITHOUT_AXIS))
     axes = (axis(option, grid.AxisOption) for option in options)
     grid.axis_options.extend(new for new in axes if new.label not in present)
 
 
 def add_axes() -> None:
-    """Add the axes to the host; where that fails, the host goes on without them."""
+    """Add the axes to the host's plot; where that fails, the host goes on without them."""
     try:
         from modules import scripts
 
@@ -78,20 +80,20 @@ def add_axes() -> None:
             if data.script_class.__module__ == "xyz_grid.py" and hasattr(data.module, "axis_options"):
                 add_to(data.module)
     except Exception:
-        logger.exception("the X/Y/Z plot has no axes of ResDiT")
+        logger.exception("the options could not be added to the X/Y/Z plot")
 
 
 def merged(p: object, args: tuple) -> tuple:
-    """The script's arguments with the plot's values for this picture in them, as one dict; without any, as they are.
+    """The script's arguments as one dict with the plot's values for this picture; without a plot, as they are.
 
-    An axis switches ResDiT on; a preset replaces the page's values and gives way to the other axes.
+    Any axis switches ResDiT on. A preset's values replace the page's, and the other axes replace the preset's.
     """
     axes = getattr(p, ATTRIBUTE, None)
     if not axes:
         return args
     given = {name: value for name, value in axes.items() if name != PRESET.name}
     preset = preset_values(axes[PRESET.name]) if PRESET.name in axes else {}
-    # A side alone is a size of its own, as in the API.
+    # A side implies a size and a ratio, as in the API.
     size = {"size": CUSTOM_SIZE} if {"width", "height", "long_side"} & given.keys() else {}
     ratio = {"ratio": FREE_RATIO} if {"width", "height"} & given.keys() else {}
     return (values_from_args(args) | preset | size | ratio | given | {"enabled": True},)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 from resdit_ext.webui.api import entries_of, problem_in
-from resdit_ext.webui.options import output_size, parse_request
+from resdit_ext.webui.options import parse_request
+from resdit_ext.webui.sizes import output_size
 from tests.api_requests import bodies, body, escaped, nested
 from tests.hosts import webui
 from tests.hosts.webui import ORDER

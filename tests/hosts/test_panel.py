@@ -138,7 +138,7 @@ def test_control_acts_and_leaves_nothing_behind(ui, plain, controlled):
 def test_every_kind_acts(ui, plain):
     made = {name: ui.make(ui.unit(name)) for name in NETS[ui.model]}
     assert all(it.differs(plain) for it in made.values()), {n: apart(m.picture, plain.picture) for n, m in made.items()}
-    assert not any("left out" in it.said for it in made.values())
+    assert not any("is ignored" in it.said for it in made.values())
 
 
 def test_a_union_net_is_told_what_its_hint_shows(ui):
@@ -226,7 +226,7 @@ def test_several_pictures(ui, controlled, several):
 def test_a_bad_file_is_left_out(ui, plain, file):
     made = ui.make(ui.unit(Path(file).stem))
     assert made.equals(plain)
-    assert f"ControlNet {file} is left out: " in made.said and BAD[file] in made.said
+    assert f"ControlNet {file} is ignored: " in made.said and BAD[file] in made.said
     assert "sd_forge_controlnet" not in made.said  # no traceback of the panel's
 
 
@@ -247,20 +247,20 @@ def test_a_net_that_fails_while_sampling_is_left_out(ui, resdit):
     )
     assert good.differs(none) and bad.equals(none) and first.equals(good) and last.equals(good)
     for made in (bad, first, last):
-        assert made.said.count(f"ControlNet failing.safetensors is left out: {said}") == 1
+        assert made.said.count(f"ControlNet failing.safetensors is ignored: {said}") == 1
         assert "Traceback" not in made.said
 
 
 def test_a_file_that_is_no_control_net_is_named(ui, plain, controlled):
     made = ui.make(ui.unit("lora"))
-    assert made.equals(plain) and "the first ControlNet unit (lora.safetensors) is left out" in made.said
+    assert made.equals(plain) and "the first ControlNet unit (lora.safetensors) is ignored" in made.said
     beside = ui.make(ui.unit(), ui.unit("lora"))
-    assert beside.equals(controlled) and "the second ControlNet unit (lora.safetensors) is left out" in beside.said
+    assert beside.equals(controlled) and "the second ControlNet unit (lora.safetensors) is ignored" in beside.said
 
 
 def test_a_unit_without_image_is_left_out(ui, plain, controlled):
     made = ui.make(ui.unit(image=None))
-    assert made.equals(plain) and "the first ControlNet unit is left out: it has no image" in made.said
+    assert made.equals(plain) and "the first ControlNet unit is ignored: it has no image" in made.said
     assert ui.make(ui.unit(image=None), ui.unit()).equals(controlled)
 
 

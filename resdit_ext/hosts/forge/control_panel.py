@@ -105,13 +105,14 @@ def review_units(p: object, most: int | None, family: Family | None, say: Callab
         file = file_of(unit)
         reason = why_useless(file, family) if file is not None else None
         if reason is not None:
-            say(f"ControlNet {file.name} is left out: {reason}")
+            say(f"ControlNet {file.name} is ignored: {reason}")
             arguments[index] = changed(unit, enabled=False)
         elif lacks_image(p, unit):
-            say(f"{name_of(panel, index)} is left out: it has no image")
+            say(f"{name_of(panel, index)} is ignored: it has no image")
             arguments[index] = changed(unit, enabled=False)
         elif most is not None and value_of(unit, "pixel_perfect", False):
-            say(f"{name_of(panel, index)}: its preprocessor works at {most} pixels, as pixel perfect would be ruinous")
+            size = f"its preprocessor works at {most} pixels"
+            say(f"{name_of(panel, index)}: {size}, as Pixel Perfect would be too slow at this size")
             arguments[index] = changed(unit, pixel_perfect=False, processor_res=most)
     if any(new is not old for new, old in zip(arguments, p.script_args, strict=True)):
         p.script_args = type(p.script_args)(arguments)
@@ -146,5 +147,5 @@ def report_units(p: object, say: Callable[[str], None]) -> None:
         if number not in panel.current_params:
             file = file_of(unit)
             which = name_of(panel, index) + (f" ({file.name})" if file else "")
-            say(f"{which} is left out, with any after it: the WebUI's console has the reason")
+            say(f"{which} is ignored, with any after it: the WebUI's console has the reason")
             return

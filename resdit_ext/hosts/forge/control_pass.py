@@ -170,17 +170,17 @@ class ControlUnitPass:
         if self.hint is None or not self.strength or not lowest < float(t[0]) <= highest:
             return before
         if self.recognised.adapter.grid(x) != (self.picture if start is None else self.grid):
-            self.say("is left out: another extension calls the model on tiles")
+            self.say("is ignored: another extension calls the model on tiles")
             return before
         try:
             return [*before, self.share(x, t, cond, start)]
         except OutOfMemory:
             raise
         except Unsupported as reason:
-            self.say(f"is left out: {reason}")
+            self.say(f"is ignored: {reason}")
         except Exception as error:
             logger.debug("a control net failed", exc_info=True)
-            self.say(f"is left out: its calculation failed ({in_words(error)})")
+            self.say(f"is ignored: its calculation failed ({in_words(error)})")
         self.release()
         return before
 

@@ -142,18 +142,18 @@ class ResDiTControl:
         self.advanced_mask_weighting = None  # the panel's copy of `mask`, which its cache of files would keep
         say = teller(process, f"ControlNet {self.path.name} ", self.services.say)
         if self.refusal is not None:
-            say(f"is left out: {self.refusal}")
+            say(f"is ignored: {self.refusal}")
             return
         try:
             self.link(process, cond, mask, kwargs, say)
         except ResDiTError as reason:
-            say(f"is left out: {reason}")
+            say(f"is ignored: {reason}")
         except OutOfMemory:
-            say("is left out: there is no memory for its hint")
+            say("is ignored: there is no memory for its hint")
         except Exception as error:
             logger.debug("internal error", exc_info=True)
             say(
-                f"is left out: internal error ({in_words(error)}); please report it with the console's messages "
+                f"is ignored: internal error ({in_words(error)}); please report it with the console's messages "
                 "(Settings > ResDiT High-Res: Detailed)"
             )
 
