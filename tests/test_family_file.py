@@ -1,10 +1,15 @@
 """A new model family is one new file: this one is written by the test, and everything that there is finds it."""
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
+import resdit_ext
 from resdit_ext import ResDiTConfig, ResDiTError, Unsupported, apply_resdit, doctor, families, remove_resdit
 from resdit_ext.families import identify
 from resdit_ext.hosts import recognised_model
@@ -107,12 +112,44 @@ def test_the_forecast_the_routes_and_the_doctor_know_it(lumen, tmp_path):
     made, usual = (forecast(request, 3072, 3072, 20, family) for family in (lumen, None))
     assert made.activations == (64 + 192**2) * 640 * 20 * 2 != usual.activations
     query = dict(width="3072", height="3072", steps="20", size="3K", model="lumen")
-    assert routes.plan(query)["activation_bytes"] == made.activations
+    assert routes.forecast_of_query(query)["activation_bytes"] == made.activations
     with pytest.raises(ResDiTError, match="model is 'luna'; choose one of 'flux', 'sd3', 'chroma', 'lumen'"):
-        routes.plan(query | {"model": "luna"})
+        routes.forecast_of_query(query | {"model": "luna"})
     host = checkout(tmp_path / "host", FLUX["Forge"])
     assert "not in this WebUI: Chroma, Lumen" in str(doctor.examine(host))
     (host / "backend" / "nn" / "lumen.py").write_text("def attention(q, k, v, pe): pass")
     assert "models: Lumen 1 (by a test)" in str(doctor.examine(host))
     (host / "backend" / "nn" / "lumen.py").write_text("def attention(x): pass")
     assert "NO  backend/nn/lumen.py: attention(q, k, v, pe)" in str(doctor.examine(host))
+
+
+NAMED = re.compile(r"flux|sd3|chroma", re.IGNORECASE)
+# The lab's micro models are of two families, and Forge's forks are told apart by a file that all of them have.
+MAY_NAME = {"__main__.py", "doctor.py"}
+
+
+def words_of(source):
+    """(line, word) of a file's names and texts, its docstrings aside."""
+    tree = ast.parse(source)
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docs = {
+        id(owner.body[0].value) for owner in ast.walk(tree) if isinstance(owner, owners) and ast.get_docstring(owner)
+    }
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "name", "module", "value"):
+            word = getattr(node, field, None)
+            if isinstance(word, str) and id(node) not in docs:
+                yield node.lineno, word
+
+
+def test_no_other_file_names_a_family():
+    package = Path(resdit_ext.__file__).parent
+    files = [path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in ("families", "lab")]
+    named = [
+        f"{path.relative_to(package)}:{line}: {word}"
+        for path in files
+        if path.name not in MAY_NAME
+        for line, word in words_of(path.read_text(encoding="utf8"))
+        if NAMED.search(word)
+    ]
+    assert len(files) > 50 and not named, "\n".join(named)
