@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..seams.rotary import KernelAfterRotation, RotaryBlocks, RotatingAttention
 from ..seams.rotary_diffusers import OuterMask, RotaryProcessors
 from . import Family, Support
@@ -37,7 +39,8 @@ FAMILY = Family(
     support={
         "Forge": FORGE,
         "Forge Neo": Support("Chroma1", {FILE: ("DoubleStreamBlock", "SingleStreamBlock")}),
-        "ersatzForge": FORGE,
+        # Its class reads a setting that it no longer has.
+        "ersatzForge": replace(FORGE, note="where its config.json has `use_dynamicPE`"),
     },
     hidden_size=3072,
     longest_text=512,
