@@ -116,7 +116,7 @@ class Flux:
             run.calls["base"] += 1
             yield
             return
-        original, phase = self.module.attention, run.phase(sigma)
+        original, phase = self.module.attention, run.begin_call(sigma)
 
         def embed(positions: Tensor) -> RotaryTable:
             return flux_rotary_table(text, positions, self.axes_dim, self.theta)

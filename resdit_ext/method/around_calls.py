@@ -135,7 +135,7 @@ def call_by_patches(
     if layout.is_base or height % 2 or width % 2:  # an odd side is the host's to refuse
         run.calls["base"] += 1
         return predict(latent)
-    phase = run.phase(sigma)
+    phase = run.begin_call(sigma)
 
     def make_plan() -> CallPlan:
         return CallPlan(layout, run.config, text, run.cached("table", table), latent.device)

@@ -133,7 +133,7 @@ def around_calls(transformer: object, run: Run) -> Callable:
         if layout.is_base:
             run.calls["base"] += 1
             return call(*args, **kwargs)
-        phase = run.phase(float(given["timestep"].max()))
+        phase = run.begin_call(float(given["timestep"].max()))
         with attention_at(transformer, run, layout, text, phase, words):
             return call(*args, **kwargs)
 
