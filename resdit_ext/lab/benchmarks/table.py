@@ -58,7 +58,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def ratio(work: Callable[[], object], to: Callable[[], object], device: str, rounds: int) -> tuple[float, float, float]:
-    """Median, lowest and highest of time(work) / time(to), taken in rotary after a warm-up of each."""
+    """Median, lowest and highest of time(work) / time(to), taken in turns after a warm-up of each."""
     work(), to()
     found = []
     for _ in range(rounds):

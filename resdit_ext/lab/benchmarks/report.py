@@ -1,8 +1,7 @@
-"""python -m benchmarks [--device cuda] [--json FILE] [--readme FILE]: the README's performance table."""
+"""The report: all rows as the README's table of what the method costs, with what the figures depend on."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from dataclasses import asdict
@@ -44,21 +43,19 @@ def fill(readme: Path, text: str) -> None:
     readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, help="write rows and environment here")
-    parser.add_argument("--readme", type=Path, help="put the table between this file's marks")
-    chosen = parser.parse_args()
-    found: list[Row] = [*counted.rows(), *timed.rows(chosen.device), *api.rows(), *whole.rows(chosen.device)]
-    about = environment(chosen.device)
+def benchmark(device: str, figures: Path | None = None, readme: Path | None = None) -> None:
+    """Measure all rows on `device` ("cpu" or "cuda") and print the table.
+
+    Args:
+        device: what the timed rows are timed on.
+        figures: where rows and environment are written as JSON.
+        readme: the file that gets the table, between its marks.
+    """
+    found: list[Row] = [*counted.rows(), *timed.rows(device), *api.rows(), *whole.rows(device)]
+    about = environment(device)
     text = markdown(found) + "\n\n" + ", ".join(f"{key} {value}" for key, value in about.items())
     print(text)
-    if chosen.readme:
-        fill(chosen.readme, text)
-    if chosen.json:
-        chosen.json.write_text(json.dumps({"environment": about, "rows": [asdict(row) for row in found]}, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+    if readme:
+        fill(readme, text)
+    if figures:
+        figures.write_text(json.dumps({"environment": about, "rows": [asdict(row) for row in found]}, indent=1))
