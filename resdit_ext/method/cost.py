@@ -1,8 +1,9 @@
-"""What a generation will cost, before it starts."""
+"""What a generation will cost, before it starts: estimates of this project, of what the paper does not quantify."""
 
 from __future__ import annotations
 
-from ..families import Family
+from typing import Protocol
+
 from .config import ResDiTConfig
 from .in_attention import pooled_phases
 from .layout import Grid, Layout
@@ -13,6 +14,18 @@ LONGEST_TEXT = 512  # FLUX's; SD3's is shorter
 # The VAE's values alive per pixel of a picture decoded or encoded whole: 640 and 384 are allocated by the hosts' own
 # code, half as much again is for the convolutions' workspace.
 DECODE_VALUES, ENCODE_VALUES = 960, 576
+
+
+class Width(Protocol):
+    """What of a model decides on the memory that its activations need.
+
+    Attributes:
+        hidden_size: channels of a token.
+        peak_vectors: live activations at a block's peak with the method, in hidden vectors per token.
+    """
+
+    hidden_size: int
+    peak_vectors: int
 
 
 def attention_cost(
@@ -37,6 +50,6 @@ def attention_cost(
     return sum(n * per_step[phase] for phase, n in phases.items()) / (sum(phases.values()) * whole**2)
 
 
-def activation_bytes(grid: Grid, family: Family, itemsize: int = 2) -> int:
+def activation_bytes(grid: Grid, model: Width, itemsize: int = 2) -> int:
     """Memory that one picture's activations need at their peak, beside the weights, at `itemsize` bytes a number."""
-    return (LONGEST_TEXT + grid.tokens) * family.hidden_size * family.peak_vectors * itemsize
+    return (LONGEST_TEXT + grid.tokens) * model.hidden_size * model.peak_vectors * itemsize
