@@ -1,4 +1,4 @@
-"""One generation: its parameters, its noise levels, what it made for its sizes, and what happened in it."""
+"""One generation under the paper's schedule: its parameters and noise levels, what it made, and what happened in it."""
 
 from __future__ import annotations
 
