@@ -1,4 +1,4 @@
-"""`python -m resdit_ext`: the demo, the gallery, the evaluation, the training and the doctor."""
+"""`python -m resdit_ext`: demo, page, gallery, evaluation, training, benchmark, models and doctor."""
 
 from __future__ import annotations
 
@@ -116,6 +116,23 @@ def run_train(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_models(args: argparse.Namespace) -> int:
+    from .readme import fill
+    from .supported import table
+
+    print(table())
+    if args.readme:
+        fill(args.readme, "models", table())
+    return 0
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    from .lab.benchmarks.report import benchmark
+
+    benchmark(args.device, args.json, args.readme)
+    return 0
+
+
 def run_ui(args: argparse.Namespace) -> int:
     from .lab.model import load_micro
     from .lab.page import ROOT, launch
@@ -166,6 +183,16 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, help="default: as the shipped weights, 3600 (flux), 4800 (sd3) or 1200")
     train.add_argument("--seed", type=int, default=0)
     train.set_defaults(run=run_train)
+
+    models = commands.add_parser("models", help="say which models work in which WebUI")
+    models.add_argument("--readme", type=Path, help="put the table between this file's marks")
+    models.set_defaults(run=run_models)
+
+    benchmark = commands.add_parser("benchmark", help="measure what the method costs, as ratios to plain inference")
+    benchmark.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default cpu)")
+    benchmark.add_argument("--json", type=Path, help="write rows and environment here")
+    benchmark.add_argument("--readme", type=Path, help="put the table between this file's marks")
+    benchmark.set_defaults(run=run_benchmark)
 
     doctor = commands.add_parser("doctor", help="say whether a WebUI has what the extension needs")
     doctor.add_argument("host", nargs="?", type=Path, help="a WebUI's folder (default: the running environment)")

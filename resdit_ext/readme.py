@@ -17,7 +17,9 @@ def part(file: Path, name: str) -> str:
     before, after = marks(name)
     text = file.read_text(encoding="utf8")
     if before not in text or after not in text:
-        raise ResDiTError(f"readme is {str(file)!r}, which has no {before} and {after}; put them where the part belongs")
+        raise ResDiTError(
+            f"readme is {str(file)!r}, which has no {before} and {after}; add them where the part belongs"
+        )
     return text.partition(before)[2].partition(after)[0].strip()
 
 

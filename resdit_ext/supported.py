@@ -5,7 +5,7 @@ from __future__ import annotations
 from .families import Family, families
 
 WEBUIS = ("Forge", "Forge Neo", "ersatzForge", "AUTOMATIC1111")
-YES, NO = "yes", "–"
+YES, NO = "yes", "no"
 
 
 def cell(family: Family, webui: str, models: str) -> str:

@@ -1,12 +1,13 @@
 """The benchmarks' own machinery, at sizes that take no time; what they measure is in the README."""
 
 import dataclasses
+import json
 
 import pytest
 
 from resdit_ext import ResDiTConfig
-from resdit_ext.lab.benchmarks import __main__ as program
-from resdit_ext.lab.benchmarks import api, table, timed, whole
+from resdit_ext.__main__ import main
+from resdit_ext.lab.benchmarks import api, counted, table, timed, whole
 from resdit_ext.lab.benchmarks.table import Row, markdown, ratio
 
 
@@ -29,12 +30,20 @@ def test_a_ratio_is_taken_in_turns_after_a_warm_up(monkeypatch):
     assert ratio(work, work, "cpu", 3) == (3.0, 2.0, 8.0)
 
 
-def test_the_table_goes_between_its_marks_and_nowhere_else(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\nafter\n")
-    for text in ("new", "newer"):
-        program.fill(readme, text)
-        assert readme.read_text() == f"before\n<!-- benchmarks -->\n{text}\n<!-- /benchmarks -->\nafter\n"
+def test_the_benchmark_command(tmp_path, monkeypatch, capsys):
+    devices = []
+    for module in (counted, timed, api, whole):
+        row = Row(module.__name__, "", 1.0)
+        monkeypatch.setattr(module, "rows", lambda *device, row=row: devices.extend(device) or [row])
+    readme, figures = tmp_path / "README.md", tmp_path / "figures.json"
+    readme.write_text("<!-- benchmarks --><!-- /benchmarks -->")
+    monkeypatch.setattr("sys.argv", ["x", "benchmark", "--json", str(figures), "--readme", str(readme)])
+    assert main() == 0
+    written, printed = json.loads(figures.read_text()), capsys.readouterr().out
+    modules = "counted", "timed", "api", "whole"
+    assert [row["what"].rpartition(".")[2] for row in written["rows"]] == list(modules)
+    assert written["environment"]["device"] and devices == ["cpu", "cpu"]
+    assert readme.read_text() == f"<!-- benchmarks -->\n{printed}<!-- /benchmarks -->"
 
 
 @pytest.fixture

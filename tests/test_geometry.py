@@ -118,3 +118,10 @@ def test_rotation_is_a_complex_product(monkeypatch, dtype, tolerance, at_once):
     differing = RotaryTable(*(t[:, None] for t in rotary_table(torch.stack((ids, ids + 1)), axes_dim, theta)))
     assert torch.equal(rotate(x, differing)[:1], rotate(x[:1], turns))
     assert torch.equal(rotate(x, differing)[1:], rotate(x[1:], rotary_table(ids + 1, axes_dim, theta)))
+
+
+def test_a_layout_is_made_once_for_a_size():
+    first = make_layout(Grid(100, 200), ResDiTConfig(cutoff=0.3))
+    assert make_layout(Grid(100, 200), ResDiTConfig(cutoff=0.3)) is first
+    assert make_layout(Grid(200, 100), ResDiTConfig(cutoff=0.3)) != first
+    assert make_layout(Grid(100, 200), ResDiTConfig(cutoff=0.3, base_shape="square")) != first

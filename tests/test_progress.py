@@ -33,7 +33,7 @@ def told(sigmas, calls):
     seen = []
     run = Run(CONFIG, sigmas, on_step=lambda *step: seen.append(step))
     for sigma in calls:
-        run.phase(sigma)
+        run.begin_call(sigma)
     return seen
 
 
@@ -67,10 +67,10 @@ def test_img2img_enters_part_way_down_and_odd_levels_are_survived():
 def test_a_phase_without_steps_has_no_numbers():
     seen = []
     run = Run(ResDiTConfig(global_until=1.0), [1.0, 0.5, 0.0], on_step=lambda *step: seen.append(step))
-    run.phase(0.2)
+    run.begin_call(0.2)
     assert seen == [("global", 2, 2)]
     run.sigmas = (1.0,)
-    run.phase(0.2)
+    run.begin_call(0.2)
     assert seen[1] == ("global", 0, 0)
 
 

@@ -83,7 +83,7 @@ def test_odd_sigma_is_clamped_and_said_once(sigma):
     said = []
     run = Run(PAPER, shifted_sigmas(35), say=said.append)
     expected = Phase.LOCAL if sigma < 0 else Phase.GLOBAL
-    assert [run.phase(sigma) for _ in range(3)] == [expected] * 3
+    assert [run.begin_call(sigma) for _ in range(3)] == [expected] * 3
     assert len(said) == 1 and f"{sigma:g}" in said[0]
 
 
@@ -91,7 +91,7 @@ def test_a_list_that_no_flow_model_has_still_gives_phases_and_a_message():
     said = []
     sigmas = [9999.0, 400.0, 20.0, 3.0, 1.0, 0.5, 0.0]
     run = Run(PAPER, sigmas, say=said.append)
-    assert [run.phase(s).value for s in sigmas[:-1]] == ["global", "global", "fused", "fused", "local", "local"]
+    assert [run.begin_call(s).value for s in sigmas[:-1]] == ["global", "global", "fused", "fused", "local", "local"]
     assert len(said) == 1 and "9999" in said[0]
 
 
@@ -138,7 +138,7 @@ def test_a_first_call_in_another_phase_than_the_lists_is_reported(skipped, expec
     run = Run(PAPER, say=said.append)
     run.set_sigmas(shifted_sigmas(20), 20, skipped)
     for sigma in (0.01, 0.02):
-        run.phase(sigma)
+        run.begin_call(sigma)
     assert len(said) == expected
 
 

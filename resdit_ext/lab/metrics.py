@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -53,10 +53,6 @@ class Measures:
     stripes: float
     psd_hf: float
     seam: float
-
-
-def names() -> list[str]:
-    return [field.name for field in fields(Measures)]
 
 
 def chroma(colour: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""The method around whole model calls: one at scaled positions, one for each patch, joined at the output.
+"""The paper's two branches around whole model calls: one at scaled positions (PES), one for each patch (PIPE), joined.
 
-For models whose positions are added to the tokens (SD3) a patch cannot be given positions of its own inside a block.
-A call of the model on the patch alone gives it the spacing and the context it was trained with, in every block. As
-fusion and splice are linear and act on each channel alone, they are applied once, to the prediction.
+For models whose positions are added to the tokens (SD3) a patch cannot be given positions of its own inside a block,
+which the paper leaves open. A call of the model on the patch alone gives it the spacing and the context it was trained
+with, in every block. As fusion (PSF) and splice (GWS) are linear and act on each channel alone, they are applied once,
+to the prediction.
 """
 
 from __future__ import annotations
@@ -64,12 +65,12 @@ class CallPlan:
         self.logit_scale = config.logit_scale(text + layout.grid.tokens, text + layout.base.tokens)
 
     def global_positions(self) -> Tensor:
-        """(1, H*W, C) float32 positions of the whole (PES); made anew, as they are large and made in no time."""
+        """PES: (1, H*W, C) float32 positions of the whole; made anew, as they are large and made in no time."""
         scales = self.layout.scales if self.config.pes else (1.0, 1.0)
         return self.table.crop(self.layout.grid, self.layout.base, scales, self.device)
 
     def patch_positions(self, number: int) -> Tensor:
-        """(1, h*w, C) float32 positions of a patch: its own (PIPE), or its part of the whole's."""
+        """PIPE: (1, h*w, C) float32 positions of a patch, its own; without PIPE its part of the whole's."""
         if self.config.pipe:
             return self.table.patch(self.layout.patches[number], self.layout, ANCHOR, self.device)
         return self.global_positions()[:, self.tokens[number]]
@@ -82,7 +83,7 @@ def resdit_prediction(
     predict_global: Callable[[Tensor], Tensor],
     predict_patch: Callable[[Tensor, int], Tensor],
 ) -> Tensor:
-    """ResDiT's prediction in place of the model's own at a size it was not trained at.
+    """ResDiT's prediction in place of the model's own at a size it was not trained at: PES, PIPE, PSF and GWS.
 
     Args:
         latent: (B, C, 2H, 2W), on the plan's grid.
@@ -135,7 +136,7 @@ def call_by_patches(
     if layout.is_base or height % 2 or width % 2:  # an odd side is the host's to refuse
         run.calls["base"] += 1
         return predict(latent)
-    phase = run.phase(sigma)
+    phase = run.begin_call(sigma)
 
     def make_plan() -> CallPlan:
         return CallPlan(layout, run.config, text, run.cached("table", table), latent.device)

@@ -1,4 +1,4 @@
-"""What a generation will cost, before it starts."""
+"""What a generation will cost, before it starts: estimates of this project, of what the paper does not quantify."""
 
 from __future__ import annotations
 

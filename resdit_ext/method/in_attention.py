@@ -1,4 +1,8 @@
-"""The method: one attention, split into a global and a local branch and joined by frequency."""
+"""The paper's two branches inside a block: one attention split into a global (PES) and a local one (PIPE), joined.
+
+Per patch x = F^-1(M . F(x_g) + (1-M) . F(x_l)) (PSF), then f(p) = sum_i w_i(p) f_i(p) / sum_i w_i(p) (GWS), before the
+block's output projection, which commutes with both.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .blend import Joiner
@@ -36,7 +41,7 @@ def pooled_phases(layout: Layout, config: ResDiTConfig) -> tuple[Phase, ...]:
 
 @dataclass(frozen=True)
 class GlobalBranch:
-    """Positions and logit scale of the global branch, over all tokens or over means of them.
+    """PES: positions and logit scale of the global branch, over all tokens or over means of them (ours).
 
     Attributes:
         queries, keys: rotary tables of the queries and keys attended with.
@@ -121,9 +126,9 @@ def plan_for(run: Run, layout: Layout, text: int, embed: Embed, device: torch.de
 
 
 def global_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, phase: Phase, attend: Attend) -> Tensor:
-    """Attention to all tokens, or to means of them, at scaled positions (PES); (B, T + queries, C).
+    """PES: attention of text and image at positions i / s, to all tokens or to means of them; (B, T + queries, C).
 
-    The logit scale (attention temperature) is folded into the queries' rotary table.
+    The logit scale (attention temperature, not of the paper) is folded into the queries' rotary table.
     """
     branch = plan.branches[phase]
     if branch.pooling is not None:
@@ -134,33 +139,33 @@ def global_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, phase
 
 
 def patch_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, attend: Attend, first: int) -> Tensor:
-    """A chunk of patches, each attending to itself and the text at its own positions (PIPE); (n, B, T + h*w, C)."""
+    """PIPE: a chunk of patches, each attending to itself and the text at 0..h-1 x 0..w-1; (n, B, T + h*w, C)."""
     index = plan.gather[first : first + plan.patches_at_once(q)]
     rotary = plan.patch_rotary
     if not plan.config.pipe:
         part = slice(first, first + len(index))
         rotary = RotaryTable(*(x[part].repeat_interleave(len(q), 0)[:, None] for x in rotary))
-    # (B, heads, n, l, D) -> (n * B, heads, l, D)
-    q, k, v = (x[:, :, index].movedim(2, 0).flatten(0, 1) for x in (q, k, v))
-    return attend(rotate(q, rotary), rotate(k, rotary), v).unflatten(0, (len(index), -1))
+    q, k, v = (rearrange(x[:, :, index], "B heads n L D -> (n B) heads L D") for x in (q, k, v))
+    return rearrange(attend(rotate(q, rotary), rotate(k, rotary), v), "(n B) L C -> n B L C", n=len(index))
 
 
 def local_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, attend: Attend, global_image: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The local branch: text rows (B, T, C), the mean over the patches, and the spliced image (B, H, W, C), in float32.
+    """PIPE, PSF and GWS: the local branch's text rows (B, T, C) and its spliced image (B, H, W, C), in float32.
 
-    With `global_image` (B, H*W, C) each patch is first fused with the same patch of it (PSF).
+    With `global_image` (B, H*W, C) each patch is first fused with the same patch of it. The paper leaves the text's
+    rows open; here they are the mean over the patches.
     """
     T, base = plan.text, plan.layout.base
     canvas, text_sum, first = plan.joiner.canvas(len(q), q.shape[1] * q.shape[3]), 0.0, 0
     while first < len(plan.gather):
         try:
             out = patch_attention(q, k, v, plan, attend, first)
-            image = out[:, :, T:].unflatten(2, (base.height, base.width))
+            image = rearrange(out[:, :, T:], "n B (h w) C -> n B h w C", h=base.height)
             if global_image is not None:
                 index = plan.gather[first : first + len(out), T:] - T
-                under = global_image[:, index].movedim(1, 0).unflatten(2, (base.height, base.width))
+                under = rearrange(global_image[:, index], "B n (h w) C -> n B h w C", h=base.height)
                 image = plan.joiner.fuse(under, image)
         except OutOfMemory:
             if not plan.shrink():
@@ -173,7 +178,7 @@ def local_attention(
 
 
 def resdit_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, phase: Phase, attend: Attend) -> Tensor:
-    """ResDiT's attention in place of softmax(q k^T) v.
+    """ResDiT's attention in place of softmax(q k^T) v: the branches that the schedule's phase asks for, joined.
 
     Args:
         q, k, v: (B, heads, T + H*W, D), text first, positions not yet applied to q and k.
@@ -196,5 +201,5 @@ def resdit_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, phase
             pooling.move_low_band(canvas, image)
     out = q.new_empty(len(q), q.shape[2], canvas.shape[-1])
     out[:, : plan.text] = text
-    out[:, plan.text :] = canvas.flatten(1, 2)
+    out[:, plan.text :] = rearrange(canvas, "B H W C -> B (H W) C")
     return out

@@ -1,9 +1,10 @@
-"""Token grids, the base grid of an output and the minimum-overlap partition (MOP)."""
+"""MOP, the paper's minimum-overlap partition: token grids, an output's base grid, and the patches of that size."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 from .config import ResDiTConfig, check_number
@@ -28,8 +29,8 @@ class Grid:
 def base_grid(grid: Grid, base_tokens: int, shape: str = "aspect") -> Grid:
     """The grid h x w of about `base_tokens` that the model was trained on, never larger than `grid`.
 
-    "aspect": of the four roundings of the exact (h, w) the one whose two scales H/h and W/w are closest, so that
-    nothing is stretched. "square": the paper's fixed square, clamped per axis.
+    "square": the paper's fixed square, clamped per axis. "aspect", ours: of the four roundings of the exact (h, w) the
+    one whose two scales H/h and W/w are closest, so that nothing is stretched.
     """
     H, W = grid.height, grid.width
     if shape == "square":
@@ -47,10 +48,10 @@ def base_grid(grid: Grid, base_tokens: int, shape: str = "aspect") -> Grid:
 
 
 def partition_starts(length: int, patch: int, overlap: bool = True) -> tuple[int, ...]:
-    """First tokens t_k of the patches along one axis: t_k = (k-1)(length-patch)/(N-1), rounded to whole tokens.
+    """MOP: t_k = (k-1)(H-h)/(N-1), the first tokens of patches k = 1..N along an axis of `length` H and `patch` h.
 
-    N is the smallest integer > length/patch (MOP), or >= without `overlap`; the first patch starts at 0, the last
-    ends at `length`, and every token is covered.
+    N is the smallest integer > H/h, or >= without `overlap`; N = 1 where H <= h. Rounded half up to whole tokens, which
+    the paper leaves open: the first patch starts at 0, the last ends at H, and every token is covered.
     """
     if length <= patch:
         return (0,)
@@ -76,7 +77,7 @@ class Layout:
 
     @property
     def scales(self) -> tuple[float, float]:
-        """(s_h, s_w) = (H/h, W/w), both >= 1."""
+        """PES: (s_h, s_w) = (H/h, W/w), both >= 1."""
         return self.grid.height / self.base.height, self.grid.width / self.base.width
 
     @property
@@ -85,8 +86,9 @@ class Layout:
         return tuple(product(self.rows, self.cols))
 
 
+@lru_cache(maxsize=16)
 def make_layout(grid: Grid, config: ResDiTConfig) -> Layout:
-    """Lay out `grid` as the configuration asks."""
+    """Lay out `grid` as the configuration asks; made once for a size, as every model call asks for it."""
     base = base_grid(grid, config.base_tokens, config.base_shape)
     return Layout(
         grid=grid,

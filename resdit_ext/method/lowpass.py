@@ -1,4 +1,8 @@
-"""Fusion of the two branches by frequency (PSF): low band from the global branch, the rest from the local one."""
+"""PSF, the paper's fusion in the frequency domain: low band from the global branch, the rest from the local one.
+
+x = F^-1(M . F(x_g) + (1-M) . F(x_l)) for every patch, with a binary mask M of the low frequencies. It is linear, so
+that x = x_l + LP(x_g - x_l) with the low-pass LP(X) = F^-1(M . F(X)), which for a box M is two small real matrices.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,9 @@ AUTOCAST = ("cpu", "cuda", "xpu")  # in every version of torch that is supported
 
 
 def lowpass_matrix(n: int, cutoff: float) -> Tensor:
-    """(n, n) float64 circulant that keeps the frequencies |f| <= `cutoff` cycles per token of a length-n signal.
+    """PSF's F^-1(M . F(x)) along one axis: (n, n) float64 circulant that keeps |f| <= `cutoff` cycles per token.
 
-    D[i, j] = (1/n) sum over the kept k of cos(2 pi k (i - j) / n): what a forward FFT, a binary mask and an
-    inverse FFT do along one axis, as one small real matrix.
+    D[i, j] = (1/n) sum over the kept k of cos(2 pi k (i - j) / n).
     """
     frequency = torch.fft.fftfreq(n, dtype=torch.float64)
     kept = (frequency.abs() <= cutoff + 1e-12).double()
@@ -39,7 +42,7 @@ def along_axes(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
 
 
 def fuse(global_patch: Tensor, local_patch: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """x_l + LP(x_g - x_l): F^-1(M F(x_g) + (1 - M) F(x_l)) with a box mask M, by linearity without a transform.
+    """PSF: F^-1(M . F(x_g) + (1-M) . F(x_l)) with a box mask M, as x_l + LP(x_g - x_l), without a transform.
 
     LP(X) = D_h X D_w^T with the low-pass matrices rows (h, h) and cols (w, w), on patches (..., h, w, C).
     """

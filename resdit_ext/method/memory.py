@@ -1,4 +1,4 @@
-"""How much memory to work in at once, and what running out of it looks like."""
+"""How much memory to work in at once, and what running out of it looks like; not of the paper."""
 
 from __future__ import annotations
 

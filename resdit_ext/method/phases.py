@@ -1,4 +1,8 @@
-"""Which branch a model call needs, from its noise level alone: no counters, so any sampler may call in any order."""
+"""The paper's schedule: of 35 steps 1-10 compute the global branch alone, 11-20 both, fused, and 21-35 the local one.
+
+For another number of steps the same shares, kept as noise levels: which branch a call needs follows from its level
+alone, without counters, so that any sampler may call in any order.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ LOWEST_START = 0.7  # the hosts' "DDIM" schedule type starts at .75 in two steps
 
 
 class Phase(Enum):
-    """What a model call computes."""
+    """What a model call computes: a part of the paper's schedule."""
 
     GLOBAL = "global"
     FUSED = "fused"

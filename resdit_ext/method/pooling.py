@@ -1,4 +1,4 @@
-"""The global branch on pooled tokens (speed "fast"): means of blocks of p x p image tokens, and back.
+"""The global branch on pooled tokens (speed "fast"), not of the paper: means of blocks of p x p image tokens, and back.
 
 The global branch owes the picture its layout, a band far below what single tokens can carry. Its queries, keys and
 values are averaged over blocks, at the mean of the blocks' positions. Picking every p-th token instead folds the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .layout import Grid
@@ -76,5 +77,6 @@ class Pooling:
 
     def tokens(self, x: Tensor, text: int) -> Tensor:
         """(B, heads, T + H*W, D) -> (B, heads, T + coarse, D), the text's tokens as they are."""
-        image = x[:, :, text:].unflatten(2, (self.grid.height, self.grid.width))
-        return torch.cat((x[:, :, :text], self.means(image).flatten(2, 3)), 2)
+        image = rearrange(x[:, :, text:], "B heads (H W) D -> B heads H W D", H=self.grid.height)
+        means = rearrange(self.means(image), "B heads h w D -> B heads (h w) D")
+        return torch.cat((x[:, :, :text], means), 2)

@@ -1,4 +1,7 @@
-"""Position tables that are added to the tokens (SD3), read at any index."""
+"""PES and PIPE for positions that are added to the tokens (SD3): the model's own table, read at any index.
+
+Only the indices change: by PES to i / s, counted from the first of the base grid's crop in the middle of the table.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ class PositionTable:
     def patch(
         self, start: tuple[int, int], layout: Layout, anchor: float, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """(1, h*w, C) float32 positions of the patch that starts at a token: spaced as in training, one index a token.
+        """PIPE: (1, h*w, C) float32 positions of the patch that starts at a token, one index a token as in training.
 
         With `anchor` 0 they are the base crop's, the same for every patch. With 1 the patch's centre stands at the
         index that scaled positions give it (PES), so that it knows its place in the picture. In between: in between.
@@ -96,7 +99,7 @@ class PositionTable:
     def crop(
         self, grid: Grid, base: Grid, scales: tuple[float, float] = (1.0, 1.0), device: torch.device | str = "cpu"
     ) -> Tensor:
-        """(1, H*W, C) float32 positions of a token grid: index `first + i / s`, `first` of the centred base crop (PES).
+        """PES: (1, H*W, C) float32 positions of a token grid, index `first + i / s`, `first` of the centred base crop.
 
         With `grid == base` and no scales these are the model's own positions at the base size.
         """

@@ -1,4 +1,7 @@
-"""Scaled positions of the global branch (PES) and restarted positions of the patches (PIPE), for any embedding."""
+"""PES, the paper's scaled positions of the global branch, and PIPE's, which restart in every patch; for any embedding.
+
+PES: p_h in {0/s_h, 1/s_h, .., (H-1)/s_h} and p_w likewise. PIPE: 0..h-1 x 0..w-1.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from .layout import Grid, Layout
 
 
 def grid_positions(grid: Grid, scales: tuple[float, float] = (1.0, 1.0)) -> Tensor:
-    """(H*W, 2) float32 positions (row / s_h, column / s_w) in row-major order: PES where the scales exceed 1.
+    """PES: (H*W, 2) float32 positions (row / s_h, column / s_w) in row-major order; with scales of 1 PIPE's of a patch.
 
     Divided in float64 and rounded once: the host's own ids may be bfloat16, which is wrong by a quarter of a step
     at a third of a token and lets whole positions collide beyond 256.
@@ -20,7 +23,7 @@ def grid_positions(grid: Grid, scales: tuple[float, float] = (1.0, 1.0)) -> Tens
 
 
 def patch_indices(layout: Layout) -> Tensor:
-    """(N, h*w) int64 indices into the row-major output grid, a row for every patch."""
+    """MOP: (N, h*w) int64 indices into the row-major output grid, a row for every patch."""
     rows = torch.arange(layout.base.height)[:, None] * layout.grid.width
     inside = (rows + torch.arange(layout.base.width)).reshape(-1)
     firsts = torch.tensor([row * layout.grid.width + col for row, col in layout.patches])

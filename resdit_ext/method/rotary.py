@@ -1,4 +1,7 @@
-"""Rotation of queries and keys by their positions (RoPE), computed in the method's own precision."""
+"""RoPE at PES's and PIPE's positions: queries and keys rotated by angles computed from any position.
+
+The paper changes the positions alone; the rotation is the model's own, in a precision that carries fractions.
+"""
 
 from __future__ import annotations
 

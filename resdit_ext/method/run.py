@@ -1,4 +1,4 @@
-"""One generation: its parameters, its noise levels, what it made for its sizes, and what happened in it."""
+"""One generation under the paper's schedule: its parameters and noise levels, what it made, and what happened in it."""
 
 from __future__ import annotations
 
@@ -81,8 +81,11 @@ class Run:
         """The layout of `grid` under this run's configuration."""
         return make_layout(grid, self.config)
 
-    def phase(self, sigma: float) -> Phase:
-        """The phase at `sigma`, counted; a value that no flow model has is clamped and reported."""
+    def begin_call(self, sigma: float) -> Phase:
+        """Count the model call at `sigma`, tell `on_step` of it, and return its phase.
+
+        A value that no flow model has is clamped and reported.
+        """
         phase, expected, self._begins = self.schedule.phase(sigma), self._begins, None
         if self.schedule.is_out_of_range(sigma):
             self.say(f"noise level {sigma:g} is outside 0 to {self.schedule.top:g}; the nearest is used")

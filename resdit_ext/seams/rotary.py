@@ -192,7 +192,7 @@ class RotaryAdapter:
         if layout.is_base:
             run.calls["base"] += 1
             return predict(latent)
-        phase = run.phase(sigma)
+        phase = run.begin_call(sigma)
 
         def embed(positions: Tensor) -> RotaryTable:
             return rotary_table(image_ids(text, positions), tuple(self.embedder.axes_dim), self.embedder.theta)

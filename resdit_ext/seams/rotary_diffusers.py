@@ -208,7 +208,7 @@ class RotaryProcessors:
             if layout.is_base:
                 run.calls["base"] += 1
                 return call(*args, **kwargs)
-            phase = run.phase(float(given["timestep"].max()))
+            phase = run.begin_call(float(given["timestep"].max()))
             with self.attention_at(transformer, run, layout, text, phase, read):
                 return call(**self.without_mask(given))
 

@@ -1,1 +1,1 @@
-"""What the method costs, as ratios measured in one run: `python -m benchmarks`."""
+"""What the method costs, as ratios measured in one run: `python -m resdit_ext benchmark`."""
