@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import Unsupported
-from .checkpoint import Checkpoint, Weights, check_finite, describe, is_for_transformer, with_shards, without_prefix
-from .format import ControlFormat
+from .checkpoint import check_finite, describe, is_for_transformer, with_shards, without_prefix
+from .format import Checkpoint, ControlFormat, Weights
 
 
 def recognise(weights: Weights, path: Path, formats: Sequence[ControlFormat]) -> Checkpoint | None:

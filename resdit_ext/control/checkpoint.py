@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import Unsupported
-from .format import ControlFormat
-
-Weights = Mapping[str, Tensor]
+from .format import Weights
 
 # Only the nets for transformers have these; the prefix before them (a trainer's, a pipeline's) is dropped everywhere.
 ANCHORS = ("controlnet_blocks.0.weight", "controlnet_single_blocks.0.weight")
@@ -29,41 +27,6 @@ FOR_OTHERS = {
     "T2I-Adapter for SD 1.5 or SDXL": r"body\.0\.(in_conv|block2|resnets\.0\.block1)\.weight$",
     "ControlLLLite for SDXL or Anima": r"lllite",
 }
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A recognised control net, ready for diffusers' class.
-
-    Attributes:
-        format: of the nets it is one of.
-        kind: of file, in words.
-        arguments: of diffusers' class.
-        weights: under diffusers' names.
-        asks: whether it must be told what the hint shows.
-        made_for: the kind of hint the file itself names, if it does.
-        shifted: whether it wants the hint's latents as the model has its own, shifted and scaled, or scaled alone.
-        tones: the hint's tones by what it shows, where they are not a picture's own.
-    """
-
-    format: ControlFormat
-    kind: str
-    arguments: dict[str, object]
-    weights: Weights
-    asks: bool = False
-    made_for: str | None = None
-    shifted: bool = True
-    tones: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
-
-    @property
-    def family(self) -> str:
-        """The name of the model it controls."""
-        return self.format.family
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.arguments["attention_head_dim"] * self.arguments["num_attention_heads"]
 
 
 @dataclass(frozen=True)

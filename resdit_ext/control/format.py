@@ -1,17 +1,17 @@
-"""What a kind of control nets is, to the hosts: one object of a class with these attributes for each model family."""
+"""A format of control nets, one object for each model family that has some, and a file recognised as one of them."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from .call import Call, Residuals
 
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint, Weights
+Weights = Mapping[str, Tensor]
 
 
 class ControlFormat(Protocol):
@@ -49,6 +49,41 @@ class ControlFormat(Protocol):
 
     def index_of(self, block: int, blocks: int, count: int, cyclic: bool) -> int | None:
         """Which of `count` residuals follows block `block` of `blocks`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A recognised control net, ready for diffusers' class.
+
+    Attributes:
+        format: of the nets it is one of.
+        kind: of file, in words.
+        arguments: of diffusers' class.
+        weights: under diffusers' names.
+        asks: whether it must be told what the hint shows.
+        made_for: the kind of hint the file itself names, if it does.
+        shifted: whether it wants the hint's latents as the model has its own, shifted and scaled, or scaled alone.
+        tones: the hint's tones by what it shows, where they are not a picture's own.
+    """
+
+    format: ControlFormat
+    kind: str
+    arguments: dict[str, object]
+    weights: Weights
+    asks: bool = False
+    made_for: str | None = None
+    shifted: bool = True
+    tones: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        """The name of the model it controls."""
+        return self.format.family
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.arguments["attention_head_dim"] * self.arguments["num_attention_heads"]
 
 
 def diffusers_class(name: str) -> type[nn.Module]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import Unsupported
 from .call import Call, Residuals
-from .checkpoint import Checkpoint, StateDict, Weights, describe
-from .format import diffusers_class
+from .checkpoint import StateDict, describe
+from .format import Checkpoint, Weights, diffusers_class
 
 PIXELS_PER_TOKEN = 16
 HEAD = 64  # of every released model; where queries are normalised the file tells

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import Unsupported
-from .checkpoint import Checkpoint
+from .format import Checkpoint
 
 # What diffusers makes itself and files need not hold.
 MADE_BY_DIFFUSERS = ("pos_embed.pos_embed",)

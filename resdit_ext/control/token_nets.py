@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..method.positions import grid_positions
 from .call import Call, Residuals
-from .checkpoint import Checkpoint, StateDict, Weights, describe
-from .format import diffusers_class
+from .checkpoint import StateDict, describe
+from .format import Checkpoint, Weights, diffusers_class
 
 # The modes of a union net (InstantX, Shakker), by what the hint shows.
 MODES = ("canny", "tile", "depth", "blur", "pose", "gray", "low quality")

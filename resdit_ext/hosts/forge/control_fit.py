@@ -6,7 +6,7 @@ from operator import attrgetter
 
 from torch import nn
 
-from ...control.checkpoint import Checkpoint
+from ...control.format import Checkpoint
 from ...families import Family
 
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ...control import recognise
 from ...control.added import token_mask
-from ...control.checkpoint import PICKLED, SUFFIXES, Checkpoint, Weights, why_unreadable
+from ...control.checkpoint import PICKLED, SUFFIXES, why_unreadable
+from ...control.format import Checkpoint, Weights
 from ...control.hint import pixels, seeded, shown, toned
 from ...control.nets import build, check_shapes
 from ...errors import ResDiTError, Unsupported, in_words
