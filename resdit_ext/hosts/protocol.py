@@ -15,6 +15,7 @@ from ..method.layout import Grid, Layout
 from ..method.run import Run
 
 Say = Callable[[str], None]  # tells the user once
+ActiveMethod = tuple[Layout, ResDiTConfig]  # ResDiT's layout of a picture and parameters, where it acts
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ControlServices:
     """
 
     recognise: Callable[[object], RecognisedModel]
-    method: Callable[[object, Grid], tuple[Layout, ResDiTConfig] | None]
+    method: Callable[[object, Grid], ActiveMethod | None]
     sigmas: Callable[[object], Sequence[float] | None]
     steps: Callable[[object], int]
     default_shows: Callable[[], str]

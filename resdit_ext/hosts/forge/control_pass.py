@@ -19,9 +19,9 @@ from ...control.treatment import PatchBlender, at_high_resolution
 from ...errors import Unsupported, in_words
 from ...families import RecognisedModel
 from ...method.blend import Joiner
-from ...method.config import ResDiTConfig
-from ...method.layout import Grid, Layout
+from ...method.layout import Grid
 from ...method.memory import OutOfMemory
+from ..protocol import ActiveMethod
 
 logger = logging.getLogger("ResDiT")
 GUIDANCE = 3.5  # for a net that wants one where the model has none
@@ -62,7 +62,7 @@ class ControlUnitPass:
     hint: Tensor | None
     patch_hints: Mapping[tuple[int, int], Tensor]
     picture: Grid
-    method: tuple[Layout, ResDiTConfig] | None
+    method: ActiveMethod | None
     strength: float
     sides: tuple[Sequence[float] | None, Sequence[float] | None]
     mask: Tensor | None

@@ -10,12 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,45 +21,22 @@ from ...control import recognise
 from ...control.added import token_mask
 from ...control.checkpoint import PICKLED, SUFFIXES, why_unreadable
 from ...control.format import Checkpoint, Weights
-from ...control.hint import pixels, seeded, shown, toned
-from ...control.nets import build, check_shapes
+from ...control.hint import pixels, shown, toned
+from ...control.nets import check_shapes
 from ...errors import ResDiTError, Unsupported, in_words
 from ...families import RecognisedModel, families
+from ...method.layout import Grid
 from ...method.memory import OutOfMemory
 from ...method.phases import levels_between, shifted_sigmas, usable_sigmas
 from ..lifetime import release_with, teller
-from ..protocol import ControlServices
+from ..protocol import ActiveMethod, ControlServices
 from .control_fit import misfit
-from .control_pass import ControlUnitPass, NetModule
+from .control_net import encode, hold
+from .control_pass import ControlUnitPass
 from .control_support import with_control_support
 from .vae import latent_pixel
 
 logger = logging.getLogger("ResDiT")
-
-
-def host_operations(compute: torch.dtype) -> Callable[[torch.dtype], AbstractContextManager]:
-    """The host's layers for weights kept as a given type: they cast while computing, and may stay off the device."""
-    from backend.operations import using_forge_operations
-
-    return lambda stored: using_forge_operations(dtype=stored, manual_cast_enabled=stored != compute)
-
-
-def hold(checkpoint: Checkpoint, compute: torch.dtype) -> object:
-    """The net as the host's patcher knows models."""
-    from backend import memory_management as memory
-    from backend.patcher.base import ModelPatcher
-
-    held = NetModule(build(checkpoint, compute, host_operations(compute)), compute)
-    return ModelPatcher(held, load_device=memory.get_torch_device(), offload_device=memory.unet_offload_device())
-
-
-def encode(p: object, checkpoint: Checkpoint, picture: Tensor) -> Tensor:
-    """(B, 3, H, W) -> the latents that the net was trained with, by the host's VAE."""
-    latents = seeded(p.sd_model.encode_first_stage, picture)
-    if checkpoint.shifted:
-        return latents
-    first_stage = p.sd_model.forge_objects.vae.first_stage_model
-    return latents + first_stage.shift_factor * first_stage.scaling_factor
 
 
 def read(weights: Weights, path: Path) -> Checkpoint | None:
@@ -176,42 +151,23 @@ class ResDiTControl:
         recognised = self.services.recognise(p)
         self.check(model, recognised, given["x"], mask)
         picture = recognised.adapter.grid(given["x"])
-        method = self.services.method(p, picture)
-        grid = picture if method is None else method[0].base
-        shows = self.shows(given, say)
+        method, shows = self.services.method(p, picture), self.shows(given, say)
         if self.model_patcher is None:
             self.model_patcher = hold(self.checkpoint, unet.model.computation_dtype)
             self.checkpoint = replace(self.checkpoint, weights={})  # they are the net's now
-        form = self.checkpoint.format
-        token = 2 * latent_pixel(p.sd_model.forge_objects.vae)
-        as_is = form.sees_pixels(self.model_patcher.model.net)
-
-        def hint_of(part: Tensor) -> Tensor:
-            toned_part = toned(part, self.checkpoint.tones, shows)
-            return toned_part if as_is else encode(p, self.checkpoint, toned_part)
-
-        patch_hints = {}
-        if method is not None and (form.model_on_patches or method[1].speed == "exact"):
-            # Patch by patch, so that no encoding is larger than a picture of the base size.
-            whole = pixels(cond, token * picture.height, token * picture.width)
-            for row, col in method[0].patches:
-                rows, cols = (slice(token * a, token * (a + n)) for a, n in ((row, grid.height), (col, grid.width)))
-                patch_hints[row, col] = hint_of(whole[..., rows, cols])
-        sigmas = usable_sigmas(self.services.sigmas(p)) or shifted_sigmas(self.services.steps(p))
-        sides = self.positive_advanced_weighting, self.negative_advanced_weighting
+        hint, patch_hints = self.hints(p, cond, picture, method, shows)
         link = ControlUnitPass(
-            form=form,
+            form=self.checkpoint.format,
             recognised=recognised,
             patcher=self.model_patcher,
-            hint=hint_of(pixels(cond, token * grid.height, token * grid.width)),
+            hint=hint,
             patch_hints=patch_hints,
             picture=picture,
             method=method,
             strength=float(self.strength),
-            # The panel's are for a UNet's levels; those of its way down serve for a transformer's depth.
-            sides=tuple(None if side is None else [*side["input"], *side["middle"]] for side in sides),
+            sides=self.depth_weights(),
             mask=None if mask is None else token_mask(mask, picture),
-            levels=levels_between(sigmas, self.start_percent, self.end_percent),
+            levels=self.levels(p),
             shows=shows,
             say=say,
         )
@@ -220,6 +176,40 @@ class ResDiTControl:
         clone = with_control_support(unet).clone()
         clone.add_patched_controlnet(link)
         p.sd_model.forge_objects.unet = clone
+
+    def hints(
+        self, p: object, cond: object, picture: Grid, method: ActiveMethod | None, shows: str | None
+    ) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
+        """The hint on the grid that the net runs at, and that of each patch, by its first token (row, column)."""
+        grid = picture if method is None else method[0].base
+        token = 2 * latent_pixel(p.sd_model.forge_objects.vae)
+        as_is = self.checkpoint.format.sees_pixels(self.model_patcher.model.net)
+
+        def hint_of(part: Tensor) -> Tensor:
+            toned_part = toned(part, self.checkpoint.tones, shows)
+            return toned_part if as_is else encode(p, self.checkpoint, toned_part)
+
+        patch_hints = {}
+        if method is not None and (self.checkpoint.format.model_on_patches or method[1].speed == "exact"):
+            # Patch by patch, so that no encoding is larger than a picture of the base size.
+            whole = pixels(cond, token * picture.height, token * picture.width)
+            for row, col in method[0].patches:
+                rows, cols = (slice(token * a, token * (a + n)) for a, n in ((row, grid.height), (col, grid.width)))
+                patch_hints[row, col] = hint_of(whole[..., rows, cols])
+        return hint_of(pixels(cond, token * grid.height, token * grid.width)), patch_hints
+
+    def depth_weights(self) -> tuple[Sequence[float] | None, ...]:
+        """The weights along the depth, for conditional and unconditional rows.
+
+        The panel's are for a UNet's levels; those of its way down serve for a transformer's depth.
+        """
+        sides = self.positive_advanced_weighting, self.negative_advanced_weighting
+        return tuple(None if side is None else [*side["input"], *side["middle"]] for side in sides)
+
+    def levels(self, p: object) -> tuple[float, float]:
+        """(highest, lowest) noise levels between which the unit acts in this pass."""
+        sigmas = usable_sigmas(self.services.sigmas(p)) or shifted_sigmas(self.services.steps(p))
+        return levels_between(sigmas, self.start_percent, self.end_percent)
 
     def shows(self, given: dict, say: Callable[[str], None]) -> str | None:
         """What the hint shows, where the net asks: by the file, the panel's control type, or its preprocessor."""
