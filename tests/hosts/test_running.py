@@ -49,6 +49,16 @@ def test_memory_stays_flat(ui):
     assert late - early < 10, f"from {early:.1f} MB to {late:.1f} MB"
 
 
+@pytest.mark.parametrize("host", ["forge", "neo", "ersatz"])
+def test_chroma_in_its_page(host, tmp_path):
+    with webui.started(host, "chroma", tmp_path) as ui:
+        plain, small = ui.make(width=3 * BASE, height=3 * BASE), ui.make()
+        made = ui.make(resdit=THRICE)
+        assert made.differs(plain) and "ResDiT: " in made.parameters and "done: " in made.said
+        assert ui.make(resdit=dict(base_size=BASE)).equals(small)
+        assert ui.make(width=3 * BASE, height=3 * BASE).equals(plain) and ui.make(resdit=THRICE).equals(made)
+
+
 @pytest.mark.parametrize("flag", ["--api-auth", "--gradio-auth"])
 @pytest.mark.parametrize("host", SITES)
 def test_our_routes_let_in_whom_the_host_lets_in(host, flag, tmp_path):
