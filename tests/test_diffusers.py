@@ -8,6 +8,7 @@ from diffusers.models.transformers import transformer_flux
 from torch._dynamo.testing import CompileCounter
 
 from resdit_ext import ResDiTConfig, ResDiTError, Unsupported, apply_resdit, remove_resdit
+from resdit_ext.seams import rotary_diffusers
 from resdit_ext.seams.rotary_diffusers import grid_of
 from tests import reference
 
@@ -94,10 +95,8 @@ def test_each_attention_is_the_methods(model, monkeypatch, sigma, phase, size):
         seen.setdefault("call", (q, k, v, plan, at, out))
         return out
 
-    from resdit_ext.hosts.diffusers import flux as adapter
-
-    original = adapter.resdit_attention
-    monkeypatch.setattr(adapter, "resdit_attention", spy)
+    original = rotary_diffusers.resdit_attention
+    monkeypatch.setattr(rotary_diffusers, "resdit_attention", spy)
     apply_resdit(model, ResDiTConfig(base_tokens=16, fused_until=0.57))
     run(model, *size, sigma)
     q, k, v, plan, at, out = seen["call"]
@@ -224,7 +223,7 @@ def test_grids_are_read_where_bfloat16_ids_collide():
 
 
 def test_refusals():
-    with pytest.raises(Unsupported, match="Linear is not one of FluxTransformer2DModel, SD3Transformer2DModel"):
+    with pytest.raises(Unsupported, match="Linear is not one of FluxTransformer2DModel, FluxControlNetModel, SD3Transformer2DModel"):
         apply_resdit(torch.nn.Linear(2, 2))
     with pytest.raises(ResDiTError, match="pass a ResDiTConfig"):
         apply_resdit(torch.nn.Linear(2, 2), {"cutoff": 0.2})

@@ -183,15 +183,10 @@ def test_attaching_twice_keeps_another_extensions_wrapper_and_calls_it_once(unet
 
 
 def test_a_clone_is_known_to_be_attached_and_another_unet_is_not(unet):
-    def attached_to(unet):
-        return is_attached(
-            types.SimpleNamespace(sd_model=types.SimpleNamespace(forge_objects=types.SimpleNamespace(unet=unet)))
-        )
-
     patched, *_ = attached(unet)
     stolen = patched.clone()
     stolen.set_model_unet_function_wrapper(lambda apply_model, args: None)
-    assert attached_to(patched.clone()) and attached_to(stolen) and not attached_to(unet)
+    assert is_attached(patched.clone()) and is_attached(stolen) and not is_attached(unet)
 
 
 def test_reference_tokens_and_masks_are_made_as_if_off(unet, monkeypatch):
