@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from resdit_ext import ResDiTConfig
 from resdit_ext.method.run import Run
+from tests import reference
 from tests.attaching import attach
 from tests.hosts import kit
 
@@ -47,6 +50,29 @@ def big(value: float, limit: float, what: str) -> str:
 def same(got: object, expected: object, what: str) -> None:
     """Raise unless the two are equal; both are shown."""
     assert got == expected, f"{what}: {got!r} instead of {expected!r}"
+
+
+def attention_error(
+    pe: object, call: Sequence[Tensor], grid: tuple[int, int], base: tuple[int, int], phase: str
+) -> float:
+    """How far the first picture's q, k, v -> out of `call` is from the float64 reference (no code shared).
+
+    Args:
+        pe: the host's embedder, with `axes_dim` and `theta`.
+        call: q, k, v before their rotation, and what came of them.
+        grid, base: (rows, columns) of tokens, of the output and of a patch.
+        phase: of the call.
+    """
+    q, k, v, got = (x[0].double().numpy() for x in call)
+    expected = reference.resdit(
+        *(q, k, v, kit.TEXT, grid, base, phase),
+        axes_dim=pe.axes_dim,
+        theta=pe.theta,
+        scale=np.log(kit.TEXT + math.prod(grid)) / np.log(kit.TEXT + math.prod(base)),
+        cutoff=CONFIG.cutoff / 2,
+        sigma=CONFIG.splice_sigma,
+    )
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
 class Bench:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,10 +11,9 @@ from resdit_ext import ResDiTConfig
 from resdit_ext.families import identify
 from resdit_ext.method.run import Run
 from resdit_ext.monkeypatch import swapped
-from tests import reference
 from tests.attaching import attach
 from tests.hosts import kit
-from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, big, check, same, small
+from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, attention_error, big, check, same, small
 
 NATIVE = ResDiTConfig(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
 
@@ -100,17 +97,8 @@ def every_attention_of_chroma_is_the_methods(bench: Bench) -> str:
             velocity(bench, attached(bench)[0], kit.latent(*size), PHASES[phase])
         grid, base = grids[size]
         for index in (0, -1):  # a double and a single block
-            q, k, v, got = (x[0].double().numpy() for x in calls[index])
-            expected = reference.resdit(
-                *(q, k, v, kit.TEXT, grid, base, phase),
-                axes_dim=pe.axes_dim,
-                theta=pe.theta,
-                scale=np.log(kit.TEXT + math.prod(grid)) / np.log(kit.TEXT + math.prod(base)),
-                cutoff=CONFIG.cutoff / 2,
-                sigma=CONFIG.splice_sigma,
-            )
-            worst = np.abs(got - expected).max() / np.abs(expected).max()
-            found.append(small(float(worst), 1e-4, f"{size}, {phase}, block {index}: error"))
+            worst = attention_error(pe, calls[index], grid, base, phase)
+            found.append(small(worst, 1e-4, f"{size}, {phase}, block {index}: error"))
     return ", ".join(found)
 
 

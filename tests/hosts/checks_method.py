@@ -19,7 +19,7 @@ from resdit_ext.method.run import Run
 from tests import reference
 from tests.attaching import attach
 from tests.hosts import kit
-from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, Skipped, big, check, same, small
+from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, Skipped, attention_error, big, check, same, small
 
 NATIVE = ResDiTConfig(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
 
@@ -87,17 +87,8 @@ def every_attention_is_the_methods(bench: Bench) -> str:
         same(len(calls), bench.blocks, "attention calls")
         grid, base = grids[size]
         for index in (0, -1):  # a double and a single block
-            q, k, v, got = (calls[index][name][0].double().numpy() for name in ("q", "k", "v", "out"))
-            expected = reference.resdit(
-                *(q, k, v, kit.TEXT, grid, base, phase),
-                axes_dim=pe.axes_dim,
-                theta=pe.theta,
-                scale=np.log(kit.TEXT + math.prod(grid)) / np.log(kit.TEXT + math.prod(base)),
-                cutoff=CONFIG.cutoff / 2,
-                sigma=CONFIG.splice_sigma,
-            )
-            worst = np.abs(got - expected).max() / np.abs(expected).max()
-            found.append(small(float(worst), 1e-4, f"{size}, {phase}, block {index}: error"))
+            worst = attention_error(pe, [calls[index][name] for name in ("q", "k", "v", "out")], grid, base, phase)
+            found.append(small(worst, 1e-4, f"{size}, {phase}, block {index}: error"))
     return ", ".join(found)
 
 
