@@ -16,7 +16,7 @@ from resdit_ext.control import recognise
 from resdit_ext.control.call import Call
 from resdit_ext.control.nets import build
 from resdit_ext.families import families, identify
-from resdit_ext.hosts.forge import control_unit
+from resdit_ext.hosts.forge import control_net, control_unit
 from resdit_ext.hosts.protocol import ControlServices
 from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.run import Run
@@ -53,7 +53,7 @@ def control_nets_equal_diffusers(bench: Bench) -> str:
     worst = 0.0
     for kind, tensors in handed_nets(bench).items():
         checkpoint = recognise(below(tensors, "weights"), Path("net.safetensors"), FORMATS)
-        net = build(checkpoint, torch.float32, control_unit.host_operations(torch.float32))
+        net = build(checkpoint, torch.float32, control_net.host_operations(torch.float32))
         given, side = below(tensors, "in"), tensors["in/latent"].shape[-1] // 2
         call = {name: value for name, value in given.items() if name != "embedded"}
         with torch.inference_mode():
@@ -78,7 +78,7 @@ def control_nets_in_eight_bits(bench: Bench) -> str:
         eight = {n: v.to(torch.float8_e4m3fn) if v.ndim > 1 and "pos_embed" not in n else v for n, v in weights.items()}
         path, given = Path("net.safetensors"), below(tensors, "in")
         checkpoint = recognise(eight, path, FORMATS)
-        net = build(checkpoint, torch.float32, control_unit.host_operations(torch.float32))
+        net = build(checkpoint, torch.float32, control_net.host_operations(torch.float32))
         stored = {p.dtype for name, p in net.named_parameters() if p.ndim > 1 and "pos_embed" not in name}
         same(stored, {torch.float8_e4m3fn}, f"{kind}: types")
         plain = build(recognise({name: value.float() for name, value in eight.items()}, path, FORMATS))
@@ -324,7 +324,7 @@ def control_in_bfloat16(bench: Bench) -> str:
         given, side = below(tensors, "in"), tensors["in/latent"].shape[-1] // 2
         half = {name: value.bfloat16() for name, value in given.items() if name not in ("sigma", "embedded")}
         call = Call(**half, sigma=given["sigma"], grid=Grid(side, side), shows="depth")
-        host = build(checkpoint, torch.bfloat16, control_unit.host_operations(torch.bfloat16))
+        host = build(checkpoint, torch.bfloat16, control_net.host_operations(torch.bfloat16))
         module = checkpoint.format
         with torch.inference_mode():
             mine, theirs = (module.residuals(net, call).both for net in (host, build(checkpoint, torch.bfloat16)))
