@@ -61,7 +61,10 @@ def noise_gain(average: Tensor) -> float:
 
 
 def level_at_base(sigma: float, gain: float) -> float:
-    """The noise level sigma' of a latent at `sigma` whose noise was multiplied by `gain` (1/s: sigma/(sigma + s(1-sigma)))."""
+    """The noise level sigma' of a latent at `sigma` whose noise was multiplied by `gain`.
+
+    sigma' / (1 - sigma') = gain sigma / (1 - sigma); with 1/s that is sigma' = sigma / (sigma + s (1 - sigma)).
+    """
     return sigma * gain / (sigma * gain + 1 - sigma)
 
 
