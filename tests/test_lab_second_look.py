@@ -1,12 +1,15 @@
 """The second look, against float64 numpy."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
-from resdit_ext.geometry import Grid
+from resdit_ext.config import ResDiTConfig
+from resdit_ext.geometry import Grid, make_layout
 from resdit_ext.lab.sampling import noise_for
-from resdit_ext.lab.second_look import LEVELS, moved, with_second_look
+from resdit_ext.lab.second_look import LEVELS, more_patches, moved, with_second_look
 
 GRID, WORDS = Grid(20, 32), torch.zeros(1, 32, dtype=torch.long)
 
@@ -23,7 +26,7 @@ def linear(x, sigma, words, height):
 @pytest.mark.parametrize("looks", [1, 2, 3])
 def test_it_is_numpys(looks):
     x, sigma = noise_for(GRID, 0), 0.7
-    found = estimate(with_second_look(linear, 20, looks=looks), x, sigma)[0].view(20, 32, 48).numpy()
+    found = estimate(with_second_look(linear, 20, looks=[linear] * looks), x, sigma)[0].view(20, 32, 48).numpy()
     latent = x[0].view(20, 32, 48).double().numpy()
     clean = 0.3 * latent + 0.1
     for look in range(looks):
@@ -35,7 +38,7 @@ def test_it_is_numpys(looks):
 
 def test_an_estimate_that_needs_no_second_look_stays():
     clean, x = noise_for(GRID, 1), noise_for(GRID, 2)
-    found = estimate(with_second_look(lambda x, sigma, *_: (x - clean) / sigma[0], 20), x, 0.6)
+    found = estimate(with_second_look(lambda x, sigma, *_: (x - clean) / sigma[0], 20), x, 0.7)
     torch.testing.assert_close(found, clean, atol=1e-5, rtol=0)
 
 
@@ -59,3 +62,24 @@ def test_one_look_is_enough_at_other_levels(sigma):
     assert len(calls) == 1
     estimate(with_second_look(counted, 16), x, 0.6)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("grid", [Grid(48, 48), Grid(23, 45), Grid(16, 40)])
+@pytest.mark.parametrize("extra", [1, 2])
+def test_more_patches_still_cover_the_picture(grid, extra):
+    layout = make_layout(grid, ResDiTConfig(base_tokens=256))
+    more = more_patches(layout, extra)
+    assert (more.grid, more.base) == (layout.grid, layout.base)
+    sides = (
+        (layout.rows, more.rows, grid.height, layout.base.height),
+        (
+            layout.cols,
+            more.cols,
+            grid.width,
+            layout.base.width,
+        ),
+    )
+    for before, after, length, patch in sides:
+        assert len(after) == (1 if len(before) == 1 else len(before) + extra)
+        assert after[0] == 0 and after[-1] + patch == length
+        assert all(b - a <= patch for a, b in itertools.pairwise(after))
