@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from resdit_ext.config import ResDiTConfig
-from resdit_ext.geometry import Grid, make_layout
 from resdit_ext.lab.base_calls import calls_on_patches
 from resdit_ext.lab.layout_steps import BaseView
 from resdit_ext.lab.model import BASE_TOKENS, SD3_CONFIG, MicroSD3, tokenize
 from resdit_ext.lab.sampling import noise_for
+from resdit_ext.method.config import ResDiTConfig
+from resdit_ext.method.layout import Grid, make_layout
 
 CONFIG = ResDiTConfig(base_tokens=BASE_TOKENS)
 WORDS, SIGMA = tokenize(["red disc on green ground"]), torch.tensor([0.6])

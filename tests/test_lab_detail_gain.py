@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from resdit_ext.config import ResDiTConfig
-from resdit_ext.geometry import Grid, make_layout
 from resdit_ext.lab.detail_gain import LEVELS, with_gain, with_matched_detail
 from resdit_ext.lab.layout_steps import BaseView
 from resdit_ext.lab.model import BASE_TOKENS
 from resdit_ext.lab.sampling import noise_for
+from resdit_ext.method.config import ResDiTConfig
+from resdit_ext.method.layout import Grid, make_layout
 
 GRID, WORDS = Grid(32, 32), torch.zeros(1, 32, dtype=torch.long)
 VIEW = BaseView(make_layout(GRID, ResDiTConfig(base_tokens=BASE_TOKENS)))

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from resdit_ext.config import ResDiTConfig
-from resdit_ext.geometry import Grid, make_layout
 from resdit_ext.lab import layout_steps as steps
 from resdit_ext.lab.layout_steps import BaseView, level_at_base, level_at_full, with_layout_steps
-from resdit_ext.lab.model import BASE_TOKENS, patch, unpatch
+from resdit_ext.lab.model import BASE_TOKENS, to_latent, to_tokens
 from resdit_ext.lab.sampling import noise_for
+from resdit_ext.method.config import ResDiTConfig
+from resdit_ext.method.layout import Grid, make_layout
 
 CONFIG = ResDiTConfig(base_tokens=BASE_TOKENS)
 GRIDS = [Grid(32, 32), Grid(48, 48), Grid(40, 40), Grid(23, 45), Grid(30, 90), Grid(16, 16)]
@@ -101,7 +101,7 @@ def test_averages_are_of_latents_and_not_of_tokens(average):
     reference = {"area": numpy_area, "cosine": numpy_cosine}[average]
     expected = np.apply_along_axis(reference, 2, latent.double().numpy(), rows)
     expected = np.apply_along_axis(reference, 3, expected, cols)
-    mine = unpatch(seen.average(patch(latent)), seen.layout.base.height)
+    mine = to_latent(seen.average(to_tokens(latent)), seen.layout.base.height)
     np.testing.assert_allclose(mine.numpy(), expected, atol=1e-5)
 
 

@@ -7,14 +7,15 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from resdit_ext.geometry import Grid
 from resdit_ext.lab import rival_positions as positions
 from resdit_ext.lab.model import FLUX_CONFIG, TEXT_TOKENS, MicroFlux, position_ids, tokenize
 from resdit_ext.lab.neighbourhoods import axis_tiles, in_neighbourhoods, tiles_of
-from resdit_ext.lab.open_attention import AXES, THETA, opened, softmax_attention, turns_of
+from resdit_ext.lab.open_attention import AXES, THETA, opened, rotary_of, softmax_attention
 from resdit_ext.lab.rivals import RIVALS, butterworth, haar_low, lower
 from resdit_ext.lab.sampling import noise_for, sample, sigmas_of
-from resdit_ext.positions import grid_positions, rotate
+from resdit_ext.method.layout import Grid
+from resdit_ext.method.positions import grid_positions
+from resdit_ext.method.rotary import rotate
 
 PROMPT = "red disc on green ground"
 BASE, DOUBLE = Grid(16, 16), Grid(32, 32)
@@ -54,8 +55,8 @@ def test_frames_that_are_no_squares_nor_multiples(model, grid):
 
 def test_opened_attention_is_the_models_own(model):
     x, words, sigma = noise_for(BASE, 0), tokenize([PROMPT]), torch.tensor([0.7])
-    turns = turns_of(grid_positions(BASE))
-    with opened(model.transformer, lambda q, k, v, _: softmax_attention(rotate(q, turns), rotate(k, turns), v)):
+    table = rotary_of(grid_positions(BASE))
+    with opened(model.transformer, lambda q, k, v, _: softmax_attention(rotate(q, table), rotate(k, table), v)):
         mine = model(x, sigma, words, 16)
     torch.testing.assert_close(mine, model(x, sigma, words, 16), atol=1e-4, rtol=1e-4)
 
@@ -106,13 +107,13 @@ def test_yarn_and_dype_are_numpys(base, s):
 
 
 def test_turns_are_the_angles_and_the_temperature_multiplies_rows_and_columns():
-    turns = positions.rotary(positions.ntk, DOUBLE, 1.0, "yarn")
+    table = positions.rotary(positions.ntk, DOUBLE, 1.0, "yarn")
     ids = torch.cat((torch.zeros(TEXT_TOKENS, 3), position_ids(32, 32))).double()
     frequencies = [THETA ** (-np.arange(0, AXES[0], 2) / AXES[0])] + [positions.ntk(D, 2.0).numpy()] * 2
     angle = np.concatenate([ids[:, i : i + 1].numpy() * f for i, f in enumerate(frequencies)], 1)
     scale = np.repeat([1.0, *[0.1 * math.log(2) + 1] * 2], [AXES[0] // 2, D // 2, D // 2])
-    np.testing.assert_allclose(turns.cos[:, ::2].numpy(), np.cos(angle) * scale, atol=1e-6)
-    np.testing.assert_allclose(turns.sin[:, 1::2].numpy(), np.sin(angle) * scale, atol=1e-6)
+    np.testing.assert_allclose(table.cos[:, ::2].numpy(), np.cos(angle) * scale, atol=1e-6)
+    np.testing.assert_allclose(table.sin[:, 1::2].numpy(), np.sin(angle) * scale, atol=1e-6)
 
 
 def test_the_spectral_temperature_follows_the_energy():

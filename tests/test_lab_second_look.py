@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from resdit_ext.config import ResDiTConfig
-from resdit_ext.geometry import Grid, make_layout
 from resdit_ext.lab.sampling import noise_for
 from resdit_ext.lab.second_look import LEVELS, more_patches, moved, with_second_look
+from resdit_ext.method.config import ResDiTConfig
+from resdit_ext.method.layout import Grid, make_layout
 
 GRID, WORDS = Grid(20, 32), torch.zeros(1, 32, dtype=torch.long)
 

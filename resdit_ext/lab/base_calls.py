@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from ..config import ResDiTConfig
-from ..patchwise import CallPlan, resdit_prediction
-from ..schedule import Phase
-from ..tables import PositionTable
+from ..method.around_calls import CallPlan, resdit_prediction
+from ..method.config import ResDiTConfig
+from ..method.phases import Phase
+from ..method.position_table import PositionTable
 from .layout_steps import BaseView, Velocity
-from .model import TEXT_TOKENS, MicroSD3, patch, unpatch
+from .model import TEXT_TOKENS, MicroSD3, to_latent, to_tokens
 
 
 @contextmanager
@@ -44,12 +44,12 @@ def calls_on_patches(model: MicroSD3, view: BaseView, config: ResDiTConfig) -> V
         def of_base(_: Tensor) -> Tensor:
             level = float(sigma[0])
             clean = view.estimate(model, x, level, words)
-            return unpatch((x - clean) / level, height)
+            return to_latent((x - clean) / level, height)
 
         def of_patch(latent: Tensor, number: int) -> Tensor:
             with positioned(model, plan.patch_positions(number)):
-                return unpatch(model(patch(latent), sigma, words, base.height), base.height)
+                return to_latent(model(to_tokens(latent), sigma, words, base.height), base.height)
 
-        return patch(resdit_prediction(unpatch(x, height), plan, Phase.FUSED, of_base, of_patch))
+        return to_tokens(resdit_prediction(to_latent(x, height), plan, Phase.FUSED, of_base, of_patch))
 
     return velocity

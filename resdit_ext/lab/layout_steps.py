@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import Layout
-from ..pooling import cosine_basis
-from ..spectral import along_axes
-from .model import patch, unpatch
+from ..method.layout import Layout
+from ..method.lowpass import along_axes
+from ..method.pooling import cosine_basis
+from .model import to_latent, to_tokens
 
 Velocity = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # (tokens (B, H*W, C), sigma (B,), words, height) -> tokens
 ENLARGE = {"nearest": "nearest-exact", "bilinear": "bilinear", "bicubic": "bicubic"}
@@ -94,11 +94,11 @@ class BaseView:
 
     def average(self, tokens: Tensor) -> Tensor:
         """(B, H*W, 4C) -> (B, h*w, 4C), averaged as latents."""
-        return patch(planes(unpatch(tokens, self.layout.grid.height), self._down))
+        return to_tokens(planes(to_latent(tokens, self.layout.grid.height), self._down))
 
     def enlarge(self, tokens: Tensor) -> Tensor:
         """(B, h*w, 4C) -> (B, H*W, 4C), enlarged as latents."""
-        return patch(planes(unpatch(tokens, self.layout.base.height), self._up))
+        return to_tokens(planes(to_latent(tokens, self.layout.base.height), self._up))
 
     def estimate(self, velocity: Velocity, x: Tensor, sigma: float, words: Tensor) -> Tensor:
         """The clean latent (B, H*W, C) as the model sees it from the base grid: E (x' - sigma' v(x', sigma'))."""

@@ -13,11 +13,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..geometry import Grid, base_grid
-from ..positions import Turns, grid_positions, rotate
+from ..method.layout import Grid, base_grid
+from ..method.positions import grid_positions
+from ..method.rotary import RotaryTable, rotate
 from .layout_steps import Velocity
 from .model import BASE_TOKENS, TEXT_TOKENS, MicroModel
-from .open_attention import opened, softmax_attention, turns_of
+from .open_attention import opened, rotary_of, softmax_attention
 
 
 def axis_tiles(length: int, window: int, shift: int) -> list[tuple[int, int]]:
@@ -57,30 +58,30 @@ def tiles_of(grid: Grid, base: Grid, moved: bool) -> Tiles:
     return Tiles(torch.stack(queries), torch.stack(keys), torch.stack(places) + TEXT_TOKENS)
 
 
-def tile_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, turns: Turns) -> Tensor:
+def tile_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, table: RotaryTable) -> Tensor:
     """Image rows (B, H*W, C) of q, k, v (B, heads, T + H*W, D), at positions restarted in every window."""
     B, count = len(q), len(tiles.keys)
 
     def gathered(x: Tensor, index: Tensor) -> Tensor:
         return x[:, :, index].movedim(2, 0).flatten(0, 1)
 
-    cos, sin = (x[tiles.places].repeat_interleave(B, 0)[:, None] for x in turns)
-    queries = rotate(gathered(q, tiles.queries + TEXT_TOKENS), Turns(cos, sin))
-    out = softmax_attention(queries, rotate(gathered(k, tiles.keys), turns), gathered(v, tiles.keys))
+    cos, sin = (x[tiles.places].repeat_interleave(B, 0)[:, None] for x in table)
+    queries = rotate(gathered(q, tiles.queries + TEXT_TOKENS), RotaryTable(cos, sin))
+    out = softmax_attention(queries, rotate(gathered(k, tiles.keys), table), gathered(v, tiles.keys))
     image = out.new_empty(B, q.shape[2] - TEXT_TOKENS, out.shape[-1])
     for tile, rows in zip(tiles.queries, out.unflatten(0, (count, B)), strict=True):
         image[:, tile] = rows
     return image
 
 
-def text_attention(q: Tensor, k: Tensor, v: Tensor, turns: Turns) -> Tensor:
+def text_attention(q: Tensor, k: Tensor, v: Tensor, table: RotaryTable) -> Tensor:
     """Text rows (B, T, C): the text attends to everything, the image at scaled positions."""
-    return softmax_attention(rotate(q[:, :, :TEXT_TOKENS], first_rows(turns)), rotate(k, turns), v)
+    return softmax_attention(rotate(q[:, :, :TEXT_TOKENS], first_rows(table)), rotate(k, table), v)
 
 
-def first_rows(turns: Turns) -> Turns:
-    """The turns of the text."""
-    return Turns(turns.cos[:TEXT_TOKENS], turns.sin[:TEXT_TOKENS])
+def first_rows(table: RotaryTable) -> RotaryTable:
+    """The table of the text."""
+    return RotaryTable(table.cos[:TEXT_TOKENS], table.sin[:TEXT_TOKENS])
 
 
 def in_neighbourhoods(model: MicroModel) -> Velocity:
@@ -91,8 +92,8 @@ def in_neighbourhoods(model: MicroModel) -> Velocity:
         base = base_grid(grid, BASE_TOKENS)
         if grid == base:
             return model(tokens, sigma, words, height)
-        own = turns_of(grid_positions(base))
-        scaled = turns_of(grid_positions(grid, (grid.height / base.height, grid.width / base.width)))
+        own = rotary_of(grid_positions(base))
+        scaled = rotary_of(grid_positions(grid, (grid.height / base.height, grid.width / base.width)))
 
         def attention(q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
             tiles = tiles_of(grid, base, block % 2 == 1)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..positions import Turns, rotary_turns
+from ..method.rotary import RotaryTable, rotary_table
 from .model import FLUX_CONFIG, TEXT_TOKENS
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # (q, k, v (B, heads, T + L, D), block) -> (B, T + L, C)
@@ -79,6 +79,6 @@ def with_text(positions: Tensor) -> Tensor:
     return F.pad(positions, (1, 0, TEXT_TOKENS, 0))
 
 
-def turns_of(positions: Tensor) -> Turns:
-    """The micro FLUX's turns of text and image tokens at positions (..., L, 2)."""
-    return rotary_turns(with_text(positions), AXES, THETA)
+def rotary_of(positions: Tensor) -> RotaryTable:
+    """The micro FLUX's table of text and image tokens at positions (..., L, 2)."""
+    return rotary_table(with_text(positions), AXES, THETA)

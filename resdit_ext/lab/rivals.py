@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import BALANCED, ResDiTConfig
-from ..geometry import Grid, make_layout
 from ..hosts.diffusers import apply_resdit, remove_resdit
-from ..positions import patch_indices
-from ..splice import splice_into, splice_weights
+from ..method.blend import splice_into, splice_weights
+from ..method.config import BALANCED, ResDiTConfig
+from ..method.layout import Grid, make_layout
+from ..method.positions import patch_indices
 from .layout_steps import BaseView, Velocity
-from .model import BASE_TOKENS, MicroModel, tokenize, unpack
+from .model import BASE_TOKENS, MicroModel, tokenize, tokens_to_pictures
 from .neighbourhoods import in_neighbourhoods
 from .rival_positions import POSITIONS, at_positions, clipped_ntk, proportional
 from .sampling import STEPS, noise_for, sigmas_of
@@ -52,7 +52,7 @@ def flow(
 
 def pictures(x: Tensor, height: int) -> np.ndarray:
     """(B, 4H, 4W, 3) in [0, 1] of clean tokens."""
-    return (unpack(x, height).clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+    return (tokens_to_pictures(x, height).clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
 
 
 def view_of(grid: Grid) -> BaseView:

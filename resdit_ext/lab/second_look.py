@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..geometry import Layout
+from ..method.layout import Layout
 from .layout_steps import Velocity
 
 LEVELS = (0.6, 0.85)  # noise levels between which it is looked again: where texture forms
