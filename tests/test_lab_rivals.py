@@ -8,6 +8,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from resdit_ext.lab import rival_positions as positions
+from resdit_ext.lab.methods import METHODS
 from resdit_ext.lab.model import FLUX_CONFIG, TEXT_TOKENS, MicroFlux, position_ids, tokenize
 from resdit_ext.lab.neighbourhoods import axis_tiles, in_neighbourhoods, tiles_of
 from resdit_ext.lab.open_attention import AXES, THETA, opened, rotary_of, softmax_attention
@@ -165,3 +166,8 @@ def test_neighbourhoods_reach_no_further_than_their_window(model):
     velocity = in_neighbourhoods(model)
     difference = (velocity(changed, sigma, words, 48) - velocity(x, sigma, words, 48)).abs().amax(2).view(48, 48)
     assert difference[-1, -1] > 10 * difference[:8, :8].max()
+
+
+def test_the_rows_can_be_named_in_the_evaluation():
+    """`--methods` takes them with commas between; none is also a setting's name."""
+    assert not any("," in name for name in RIVALS) and not RIVALS.keys() & METHODS.keys()

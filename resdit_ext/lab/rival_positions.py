@@ -22,7 +22,7 @@ from .open_attention import AXES, THETA, opened, softmax_attention, with_text
 
 # (axis channels d, scale s, base side L0, sigma) -> (d/2,) float64 frequencies in radians per token
 Frequencies = Callable[[int, float, int, float], Tensor]
-YARN_SCALED, YARN_NATIVE = (1.25, 0.75), (16.0, 2.0)  # table over the base side: NTK to linear, scaled to native
+YARN_SCALED, YARN_NATIVE = (1.25, 0.75), (16.0, 2.0)  # turns over the base side: NTK to linear, scaled to native
 
 
 def native(d: int, *_: float, theta: float = THETA) -> Tensor:
@@ -40,13 +40,13 @@ def clipped_ntk(d: int, s: float, *_: float, factor: float = 10.0) -> Tensor:
     return native(d) if s == 1 else torch.maximum(native(d, theta=factor * THETA), native(d) / s)
 
 
-def index_of(table: float, d: int, base: int) -> float:
-    """Index (a fraction) of the frequency that makes so many table over the base side; d/2 where none is so slow."""
-    return d / 2 if table <= 0 else d * math.log(base / (2 * math.pi * table)) / (2 * math.log(THETA))
+def index_of(turns: float, d: int, base: int) -> float:
+    """Index (a fraction) of the frequency that makes so many turns over the base side; d/2 where none is so slow."""
+    return d / 2 if turns <= 0 else d * math.log(base / (2 * math.pi * turns)) / (2 * math.log(THETA))
 
 
 def ramp(limits: tuple[float, float], d: int, base: int) -> Tensor:
-    """(d/2,) share, 1 up to the frequency of limits[0] table, 0 from that of limits[1] on, linear between."""
+    """(d/2,) share, 1 up to the frequency of limits[0] turns, 0 from that of limits[1] on, linear between."""
     low = max(math.floor(index_of(limits[0], d, base)), 0)
     high = min(math.ceil(index_of(limits[1], d, base)), d - 1)
     index = torch.arange(d // 2, dtype=torch.float64)
@@ -94,7 +94,7 @@ def spectral_temperature(tokens: Tensor, axis: int, s: float, frequencies: Tenso
 def rotary(
     law: Frequencies, grid: Grid, sigma: float, temperature: str = "yarn", tokens: Tensor | None = None
 ) -> RotaryTable:
-    """RotaryTable (T + H*W, D) of text and image by a law of frequencies; the temperature multiplies rows and columns.
+    """The rotary table (T + H*W, D) of text and image by a law of frequencies, rows and columns times a temperature.
 
     `temperature`: "none", "yarn", or "spectrum", which needs the latent's tokens (B, H*W, C).
     """

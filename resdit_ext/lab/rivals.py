@@ -237,12 +237,12 @@ STRENGTHS = (0.3, 0.5, 0.7)
 #: The table's rows.
 RIVALS: dict[str, Rival] = {
     **{f"hires pass {s}": partial(hires_pass, strength=s) for s in STRENGTHS},
-    **{f"hires pass {s}, scaled positions": partial(hires_pass, strength=s, config=SCALED) for s in STRENGTHS},
-    **{f"hires pass {s}, Balanced": partial(hires_pass, strength=s, config=RESDIT) for s in STRENGTHS},
+    **{f"hires pass {s} + scaled positions": partial(hires_pass, strength=s, config=SCALED) for s in STRENGTHS},
+    **{f"hires pass {s} + Balanced": partial(hires_pass, strength=s, config=RESDIT) for s in STRENGTHS},
     "MultiDiffusion": partial(plain_way, change=by_patches),
     **{name: partial(plain_way, change=change) for name, change in POSITIONS.items()},
     "HiFlow": hiflow,
     "I-Max": i_max,
     "ScaleDiff": partial(hires_pass, strength=0.7, change=in_neighbourhoods),
-    "scaled positions, log scale": scaled_positions,
+    "scaled positions + log scale": scaled_positions,
 }
