@@ -86,13 +86,16 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from .lab.heap import keep_heap
     from .lab.methods import METHODS
     from .lab.model import load_micro
+    from .lab.rivals import RIVALS
 
     keep_heap()
     if args.control:
         return run_evaluate_control(args)
     chosen = args.methods.split(",") if args.methods else [TRUTH, *METHODS]
-    if unknown := [name for name in chosen if name not in (TRUTH, *METHODS)]:
-        raise ResDiTError(f"methods has {unknown[0]!r}; choose from {', '.join((TRUTH, *METHODS))}")
+    # The rivals are written for the micro FLUX.
+    known = (TRUTH, *METHODS, *(RIVALS if args.model == "flux" else ()))
+    if unknown := [name for name in chosen if name not in known]:
+        raise ResDiTError(f"methods has {unknown[0]!r}; choose from {', '.join(known)}")
     scales = scales_of(args)
     aspects = [parse_aspect(aspect) for aspect in args.aspects.split(",")]
     model = load_micro(args.model, args.weights)

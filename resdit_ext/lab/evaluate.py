@@ -15,6 +15,7 @@ from ..method.layout import Grid, make_layout
 from .methods import METHODS, grid_for
 from .metrics import measure
 from .model import MicroModel
+from .rivals import RIVALS
 from .sampling import sample
 from .scenes import random_scene, render
 
@@ -38,6 +39,8 @@ def picture_of(model: MicroModel, name: str, grid: Grid, prompt: str, seed: int)
     if name == TRUTH:
         scene = random_scene(np.random.default_rng(seed), prompt)
         return render(scene, 4 * grid.height, 4 * grid.width)
+    if name in RIVALS:
+        return RIVALS[name](model, [prompt], grid, [seed])[0]
     return sample(model, [prompt], grid, [seed], METHODS[name])[0]
 
 
