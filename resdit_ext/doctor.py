@@ -84,7 +84,7 @@ def examine_host(host: Path) -> Report:
         report.note("ControlNet: none for these models (this WebUI's extension does not know them)")
     else:
         examine_forge(host, report)
-    examine_families(host, name, report)
+    examine_families(host, name, report, "this WebUI", "update the WebUI")
     return report
 
 
@@ -99,26 +99,28 @@ def found_in(source: Path, need: str) -> bool:
     return functions(source).get(name, [])[: len(first)] == first
 
 
-def examine_family(host: Path, support: Support, report: Report) -> bool:
-    """Whether a WebUI has a family's class, and what of it the extension needs."""
-    if not (host / next(iter(support.needs))).is_file():
+def examine_family(folder: Path, support: Support, report: Report, advice: str) -> bool:
+    """Whether a WebUI or diffusers has a family's class, and what of it the extension needs."""
+    if not (folder / next(iter(support.needs))).is_file():
         return False
     for file, needs in support.needs.items():
         for need in needs:
-            report.say(found_in(host / file, need), f"{file}: {need}", "update the WebUI")
+            report.say(found_in(folder / file, need), f"{file}: {need}", advice)
     report.note(f"models: {support.models}{f' ({support.note})' if support.note else ''}")
     return True
 
 
-def examine_families(host: Path, name: str, report: Report) -> None:
-    """Which families a WebUI has."""
+def examine_families(folder: Path, name: str, report: Report, where: str, advice: str) -> None:
+    """Which families a WebUI has, or diffusers; `where` is what messages call it."""
     found = [
-        family for family in families() if name in family.support and examine_family(host, family.support[name], report)
+        family
+        for family in families()
+        if name in family.support and examine_family(folder, family.support[name], report, advice)
     ]
     if missing := [family.name for family in families() if family not in found]:
-        report.note(f"not in this WebUI: {', '.join(missing)}")
+        report.note(f"not in {where}: {', '.join(missing)}")
     if not found:
-        report.say(False, f"this WebUI has none of {names_of_all()}", "update the WebUI")
+        report.say(False, f"{where} has none of {names_of_all()}", advice)
 
 
 def examine_forge(host: Path, report: Report) -> None:
@@ -156,14 +158,11 @@ def examine_environment() -> Report:
         found, wanted = installed(package), ".".join(map(str, least))
         shown = ".".join(map(str, found)) if found else "missing"
         report.say(found is not None and found >= least, f"{package} {shown}", f"install {package}>={wanted}")
-    if find_spec("diffusers") is None:
+    spec = find_spec("diffusers")
+    if spec is None:
         report.note("diffusers is not installed: only needed for the Python API and the lab")
         return report
-    import diffusers
-
-    for family in families():
-        for name in family.diffusers:
-            report.say(hasattr(diffusers, name), f"diffusers: {name}", "install diffusers>=0.35")
+    examine_families(Path(spec.origin).parent, "diffusers", report, "diffusers", "install diffusers>=0.35")
     return report
 
 

@@ -1,5 +1,7 @@
 """The doctor on made-up checkouts; it reads sources and runs nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from resdit_ext import ResDiTError
@@ -97,7 +99,21 @@ def test_hosts_without_flux_are_told_apart(tmp_path):
 
 def test_the_running_environment():
     report = examine(None)
-    assert report.usable and "ok  torch" in str(report) and "ok  diffusers: FluxTransformer2DModel" in str(report)
+    assert (
+        report.usable
+        and "ok  torch" in str(report)
+        and "ok  models/transformers/transformer_flux.py: dispatch_attention_fn" in str(report)
+    )
+
+
+def test_a_diffusers_that_is_too_old_to_be_hooked_is_named(tmp_path, monkeypatch):
+    source = "def apply_rotary_emb(x): pass\nclass FluxTransformer2DModel: pass"
+    write(tmp_path, {"__init__.py": "1 / 0", "models/transformers/transformer_flux.py": source})
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))  # read, never imported
+    monkeypatch.setattr("resdit_ext.doctor.find_spec", lambda name: spec)
+    report = examine(None)
+    line = "NO  models/transformers/transformer_flux.py: dispatch_attention_fn -> install diffusers>=0.35"
+    assert not report.usable and line in str(report) and "not in diffusers: SD3, Chroma" in str(report)
 
 
 def test_whether_the_panel_takes_our_control_nets(tmp_path):

@@ -59,11 +59,11 @@ class WebUIClass(Protocol):
 
 @dataclass(frozen=True)
 class Support:
-    """A family in one WebUI.
+    """A family in one WebUI, or in diffusers.
 
     Attributes:
         models: as users know them.
-        needs: by file in the WebUI's folder, first the one that defines the family's class, what must stand there: a
+        needs: by file in its folder, first the one that defines the family's class, what must stand there: a
             function as `name(first, arguments)`, or a word.
         note: what a user should know, for the README's table.
     """
@@ -87,7 +87,7 @@ class Family:
         live_vectors: live activations at a block's peak with the method, in hidden vectors per token.
         diffusers: by the name of a class of diffusers, what makes `around(call, ...)` for a model and a run.
         control: its control nets, if there are any.
-        support: by the name of a WebUI that loads the family.
+        support: by the name of a WebUI that loads the family, or "diffusers".
         base_size: pixels a side of the pictures it was trained on.
         vae_scale: pixels a side of a latent pixel.
         shift: mu of its noise levels at the training size.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..seams.rotary import KernelAfterRotation, RotaryBlocks, RotatingAttention
-from ..seams.rotary_diffusers import OuterMask, RotaryProcessors
+from ..seams.rotary_diffusers import NEEDED, OuterMask, RotaryProcessors
 from . import Family, Support
 
 
@@ -41,6 +41,14 @@ FAMILY = Family(
         "Forge Neo": Support("Chroma1", {FILE: ("DoubleStreamBlock", "SingleStreamBlock")}),
         # Its class reads a setting that it no longer has.
         "ersatzForge": replace(FORGE, note="where its config.json has `use_dynamicPE`"),
+        # Its blocks have FLUX.1's processors.
+        "diffusers": replace(
+            FORGE,
+            needs={
+                "models/transformers/transformer_chroma.py": ("ChromaTransformer2DModel",),
+                "models/transformers/transformer_flux.py": NEEDED,
+            },
+        ),
     },
     hidden_size=3072,
     longest_text=512,

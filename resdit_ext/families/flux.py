@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..control.token_nets import TokenNets
 from ..seams.nets_diffusers import around_token_net
 from ..seams.rotary import RotaryBlocks
-from ..seams.rotary_diffusers import RotaryProcessors
+from ..seams.rotary_diffusers import NEEDED, RotaryProcessors
 from . import Family, Support
 
 NAME = "FLUX.1"
@@ -32,6 +34,7 @@ def attention_mask(given: dict) -> object | None:
     return (given.get("joint_attention_kwargs") or {}).get("attention_mask")
 
 
+TRANSFORMER = "models/transformers/transformer_flux.py"
 FORGE = Support("dev, schnell, Krea, Fill, Depth, Canny", {"backend/nn/flux.py": ("attention(q, k, v, pe)",)})
 FAMILY = Family(
     name=NAME,
@@ -50,7 +53,12 @@ FAMILY = Family(
             ("pooled_projection_dim", "text vectors", "vector_in.in_layer"),
         ),
     ),
-    support={"Forge": FORGE, "Forge Neo": FORGE, "ersatzForge": FORGE},
+    support={
+        "Forge": FORGE,
+        "Forge Neo": FORGE,
+        "ersatzForge": FORGE,
+        "diffusers": replace(FORGE, needs={TRANSFORMER: NEEDED}),
+    },
     hidden_size=3072,
     longest_text=512,
     # A little above what tests/hosts/memory.py counts at 2K to 4K: 18.4 in Forge (22.2 without the method) and at most

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..control.latent_nets import LatentNets
 from ..seams.nets_diffusers import around_latent_net
 from ..seams.table import TableBlocks
@@ -33,6 +35,7 @@ FAMILY = Family(
         "Forge": FORGE,
         "ersatzForge": FORGE,
         "AUTOMATIC1111": A1111,
+        "diffusers": replace(FORGE, needs={"models/transformers/transformer_sd3.py": ("SD3Transformer2DModel",)}),
     },
     hidden_size=1536,  # SD3-medium's and SD3.5-medium's
     longest_text=333,  # 77 of CLIP and 256 of T5
