@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from torch import Tensor, nn
 
 from ...control.added import LazyResiduals
-from ...monkeypatch import changed_outputs, is_ours, replacing
+from ...monkeypatch import changed_outputs, is_ours
+from .chain import WRAPPER, chain
 
-WRAPPER = "model_function_wrapper"
 ADDS = "control"
 
 
@@ -49,23 +49,16 @@ def adding(model: nn.Module, control: dict[str, LazyResiduals], text: int) -> Ab
 def with_control_support(unet: object) -> object:
     """The unet where its model takes control itself; else a clone whose model function adds it, chained as ours are."""
     model = unet.model.diffusion_model
-    outer = unet.model_options.get(WRAPPER)
-    if "control" in inspect.signature(model.forward).parameters or is_ours(outer, ADDS):
+    if "control" in inspect.signature(model.forward).parameters or is_ours(unet.model_options.get(WRAPPER), ADDS):
         return unet
     clone = unet.clone()
 
-    # Only plain functions may live in model_options: the host deep-copies what is stored there.
-    def wrapper(apply_model: Callable[..., Tensor], args: dict) -> Tensor:
-        def innermost(x: Tensor, t: Tensor, **c: object) -> Tensor:
-            control = c.get("control")
-            if control is None:
-                return apply_model(x, t, **c)
-            with adding(model, control, c["c_crossattn"].shape[1]):
-                return apply_model(x, t, **c)
+    def call(apply_model: Callable[..., Tensor], x: Tensor, t: Tensor, **c: object) -> Tensor:
+        control = c.get("control")
+        if control is None:
+            return apply_model(x, t, **c)
+        with adding(model, control, c["c_crossattn"].shape[1]):
+            return apply_model(x, t, **c)
 
-        if outer is not None:
-            return outer(innermost, args)
-        return innermost(args["input"], args["timestep"], **args["c"])
-
-    clone.set_model_unet_function_wrapper(replacing(wrapper, outer, ADDS))
+    chain(clone, call, ADDS)
     return clone

@@ -13,9 +13,9 @@ from torch import Tensor
 from ...control.added import LazyResiduals
 from ...families import RecognisedModel
 from ...method.run import Run
-from ...monkeypatch import is_ours, replacing, without_ours
+from ...monkeypatch import is_ours, replacing
+from .chain import chain
 
-WRAPPER = "model_function_wrapper"
 MEMORY = "memory_peak_estimation_modifier"
 ATTACHED = "resdit_attached"  # clones have it too, another model's unet does not
 
@@ -58,21 +58,14 @@ def attach(unet: object, model: RecognisedModel, run: Run) -> object:
         run: the generation's parameters and plans.
     """
     clone = unet.clone()
-    outer = without_ours(clone.model_options.get(WRAPPER), ATTACHED)
 
-    # Only plain functions may live in model_options: the host deep-copies what is stored there.
-    def wrapper(apply_model: Callable[..., Tensor], args: dict) -> Tensor:
-        def innermost(x: Tensor, t: Tensor, **c: object) -> Tensor:
-            def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
-                return apply_model(latent, t, **(c if tokens is None else for_patch(c, latent, tokens)))
+    def call(apply_model: Callable[..., Tensor], x: Tensor, t: Tensor, **c: object) -> Tensor:
+        def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
+            return apply_model(latent, t, **(c if tokens is None else for_patch(c, latent, tokens)))
 
-            return model.adapter.call_with_resdit(run, predict, x, c["c_crossattn"].shape[1], float(t.max()))
+        return model.adapter.call_with_resdit(run, predict, x, c["c_crossattn"].shape[1], float(t.max()))
 
-        if outer is not None:
-            return outer(innermost, args)
-        return innermost(args["input"], args["timestep"], **args["c"])
-
-    clone.set_model_unet_function_wrapper(replacing(wrapper, outer, ATTACHED))
+    chain(clone, call, ATTACHED)
     clone.model_options[ATTACHED] = True
     theirs = clone.model_options.get(MEMORY)
     if hasattr(clone, "set_memory_peak_estimation_modifier") and (theirs is None or is_ours(theirs, MEMORY)):
