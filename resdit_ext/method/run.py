@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
+import torch
+
 from .config import ResDiTConfig
 from .layout import Grid, Layout, make_layout
 from .phases import Phase, Schedule, fault_in, make_schedule, shifted_sigmas, usable_sigmas
@@ -77,6 +79,7 @@ class Run:
             self._said.add(message)
             self._say(message)
 
+    @torch.compiler.disable  # a compiled model would trace into the cache, and warn of it
     def layout(self, grid: Grid) -> Layout:
         """The layout of `grid` under this run's configuration."""
         return make_layout(grid, self.config)
