@@ -115,9 +115,10 @@ class A1111:
 
     def report_units(self, p: object, say: Say) -> None:
         """Say that units have no effect on the model."""
+        if not asks_for_control(p):
+            return
         try:
             identify(self.model_of(p))
         except Unsupported:
             return
-        if asks_for_control(p):
-            say(self.control_note())
+        say(self.control_note())
