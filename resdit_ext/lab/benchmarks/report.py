@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ...readme import fill
+from ...readme import fill, part
 from . import api, counted, timed, whole
 from .table import Row, markdown
 
@@ -43,6 +43,8 @@ def benchmark(device: str, figures: Path | None = None, readme: Path | None = No
         figures: where rows and environment are written as JSON.
         readme: the file that gets the table, between its marks.
     """
+    if readme:
+        part(readme, "benchmarks")  # a file without its marks is refused before minutes of measuring
     found: list[Row] = [*counted.rows(), *timed.rows(device), *api.rows(), *whole.rows(device)]
     about = environment(device)
     text = markdown(found) + "\n\n" + ", ".join(f"{key} {value}" for key, value in about.items())
