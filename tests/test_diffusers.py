@@ -223,7 +223,8 @@ def test_grids_are_read_where_bfloat16_ids_collide():
 
 
 def test_refusals():
-    with pytest.raises(Unsupported, match="Linear is not one of FluxTransformer2DModel, FluxControlNetModel, SD3"):
+    known = "FluxTransformer2DModel, FluxControlNetModel, SD3Transformer2DModel, SD3ControlNetModel"
+    with pytest.raises(Unsupported, match=f"Linear is not one of {known}, ChromaTransformer2DModel"):
         apply_resdit(torch.nn.Linear(2, 2))
     with pytest.raises(ResDiTError, match="pass a ResDiTConfig"):
         apply_resdit(torch.nn.Linear(2, 2), {"cutoff": 0.2})
