@@ -2,14 +2,14 @@
 
 from .errors import ResDiTError, Unsupported
 from .hosts.diffusers import apply_resdit, remove_resdit
-from .method.config import BALANCED, FAST, PAPER, PRESETS, ResDiTConfig
+from .method.config import BALANCED, PAPER, PRESETS, SCALED, ResDiTConfig
 from .version import __version__
 
 __all__ = [
     "BALANCED",
-    "FAST",
     "PAPER",
     "PRESETS",
+    "SCALED",
     "ResDiTConfig",
     "ResDiTError",
     "Unsupported",

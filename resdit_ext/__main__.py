@@ -114,7 +114,7 @@ def run_train(args: argparse.Namespace) -> int:
     steps = TRAINABLE[args.model].training_steps if args.steps is None else args.steps
     check_number("steps", steps, 1, 1_000_000, whole=True)
     out = args.out or Path("out") / weights_of(args.model).name
-    loss = train(out, TrainConfig(steps, args.model, seed=args.seed))
+    loss = train(out, TrainConfig(steps, args.model, batch=args.batch, seed=args.seed, start=args.start))
     print(f"loss of the last 100 steps: {loss:.4f}; weights: {out}")
     return 0
 
@@ -181,10 +181,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--control", action="store_true", help="instead: whether control by a depth map holds")
     evaluate.set_defaults(run=run_evaluate)
 
-    train = commands.add_parser("train", help="train a micro model from scratch")
+    train = commands.add_parser("train", help="train a micro model")
     train.add_argument("--out", type=Path, help="default out/micro_MODEL.safetensors")
     train.add_argument("--steps", type=int, help="default: as the shipped weights, 3600 (flux), 4800 (sd3) or 1200")
+    train.add_argument("--batch", type=int, default=32)
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--start", type=Path, help="weights to go on from (default: from scratch)")
     train.set_defaults(run=run_train)
 
     models = commands.add_parser("models", help="say which models work in which WebUI")

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from resdit_ext.method.phases import shifted_sigmas
+
 AXES = (4, 6, 6)
 HEADS, WIDTH, CHANNELS = 2, 2 * sum(AXES), 4
 
@@ -164,7 +166,7 @@ class FakeSampler:
     """The host's sampler, made for every pass: it has the list of its noise levels."""
 
     def __init__(self, **attributes):
-        self.get_sigmas = lambda p, n: torch.linspace(1, 0, n + 1)
+        self.get_sigmas = lambda p, n: torch.tensor(shifted_sigmas(n))  # FLUX's with the schedule type Simple
         for name, value in attributes.items():
             setattr(self, name, value)
 

@@ -9,10 +9,10 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
-from resdit_ext import ResDiTConfig
+from tests.settings import scaled
 
 TEXT, PIXELS = 5, 16  # tokens of text; pixels a side of an image token
-CONFIG = ResDiTConfig(base_tokens=16, fused_until=0.57)  # 2 steps of 7 global, 2 fused, 3 local
+CONFIG = scaled(base_tokens=16, fused_until=0.57)  # 2 steps of 7 global, 2 fused, 3 local
 FLUX_SCHEDULER = dict(  # as FLUX.1-dev has it
     base_image_seq_len=256, max_image_seq_len=4096, base_shift=0.5, max_shift=1.15, shift=3.0, use_dynamic_shifting=True
 )

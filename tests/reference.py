@@ -206,3 +206,25 @@ def interpolated(tokens: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
         shape = (side, *np.moveaxis(tokens, axis, 0).shape[1:])
         tokens = np.moveaxis(new.reshape(shape), 0, axis)
     return tokens
+
+
+def by_cosines(signal, m, axis):
+    """A signal's n values along an axis -> the m values with its first cosine coefficients, by their textbook sums."""
+    x = np.moveaxis(np.asarray(signal, dtype=np.float64), axis, -1)
+    n, kept = x.shape[-1], np.arange(min(x.shape[-1], m))
+    coefficients = 2 / n * x @ np.cos(np.pi * np.outer(np.arange(n) + 0.5, kept) / n)
+    coefficients[..., 0] /= 2
+    return np.moveaxis(coefficients @ np.cos(np.pi * np.outer(kept, np.arange(m) + 0.5) / m), -1, axis)
+
+
+def layout_estimate(latent, sigma, base, denoise):
+    """A layout step's clean latent (B, C, H, W), from `denoise(latent on the base grid, its noise level)`.
+
+    The shrunk latent is gain * sigma of noise and 1 - sigma of signal; scaled so that both sum to 1 it is at sigma'.
+    """
+    height, width = latent.shape[-2:]
+    gain = np.sqrt(4 * base[0] * base[1] / (height * width))
+    total = (1 - sigma) + gain * sigma
+    seen = by_cosines(by_cosines(latent, 2 * base[0], -2), 2 * base[1], -1) / total
+    clean = denoise(seen, gain * sigma / total)
+    return by_cosines(by_cosines(clean, height, -2), width, -1)

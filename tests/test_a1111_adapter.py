@@ -6,14 +6,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from resdit_ext import ResDiTConfig, Unsupported, __version__
+from resdit_ext import Unsupported, __version__
 from resdit_ext.families import identify
 from resdit_ext.hosts.a1111 import A1111, attach
 from resdit_ext.method.run import Run
 from resdit_ext.webui import lifecycle
 from tests.fakes import CHANNELS, WIDTH, FakeDenoiser, FakeFlux, FakeProcessing, FakeSampler, TinySD3
+from tests.settings import scaled
 
-CONFIG = ResDiTConfig(base_tokens=64, fused_until=0.57)
+CONFIG = scaled(base_tokens=64, fused_until=0.57)
 SIGMAS = [1 - i / 7 for i in range(8)]
 
 
@@ -60,16 +61,16 @@ def test_the_attention_scale_is_on_the_queries_of_the_global_branch_alone(model,
     x = latent(32, 32)
 
     def made(model, scale):
-        denoiser, config = FakeDenoiser(model), ResDiTConfig(base_tokens=64, fused_until=0.57, attention_scale=scale)
+        denoiser, config = FakeDenoiser(model), scaled(base_tokens=64, fused_until=0.57, attention_scale=scale)
         attach(denoiser, identify(model), Run(config, SIGMAS))
         return call(denoiser, x, sigma)
 
-    scaled = made(model, 2.0)
+    ours = made(model, 2.0)
     for block in model.joint_blocks:
         for side in (block.context_block, block.x_block):
             for part in (side.attn.qkv.weight, side.attn.qkv.bias):
                 part.data[:WIDTH] *= factor
-    assert torch.allclose(scaled, made(model, "off"), atol=1e-5)
+    assert torch.allclose(ours, made(model, "off"), atol=1e-5)
 
 
 def test_an_odd_side_is_left_to_the_host(model):
@@ -161,7 +162,7 @@ def test_a_change_of_the_model_is_followed_to_the_new_denoiser(model):
     lifecycle.before_step(p)
     call(p.sampler.model_wrap_cfg.inner_model, x, 0.5)
     (run,) = p._resdit.runs
-    assert run.calls["global"] == run.calls["fused"] == 1
+    assert run.calls["layout"] == run.calls["fused"] == 1
 
 
 @pytest.fixture

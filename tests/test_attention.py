@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdit_ext import BALANCED, ResDiTConfig
+from resdit_ext import BALANCED
 from resdit_ext.method import in_attention as attention
 from resdit_ext.method.in_attention import AttentionPlan, resdit_attention
 from resdit_ext.method.layout import Grid, make_layout
@@ -16,6 +16,7 @@ from resdit_ext.method.phases import Phase
 from resdit_ext.method.rotary import rotary_table, rotate
 from resdit_ext.seams.rotary import image_ids
 from tests import reference
+from tests.settings import scaled
 
 AXES, THETA, TEXT, HEADS = (4, 6, 6), 10000, 3, 2
 
@@ -46,7 +47,7 @@ def relative_error(got, expected):
 @pytest.mark.parametrize("size", [(9, 9), (8, 13), (17, 5)])
 @pytest.mark.parametrize("change", [{}, {"pes": False}, {"pipe": False}, {"splice": "mean"}])
 def test_method_matches_the_reference(dtype, tolerance, phase, size, change):
-    config = ResDiTConfig(base_tokens=20, cutoff=0.6, **change)
+    config = scaled(base_tokens=20, cutoff=0.6, **change)
     plan = make_plan(*size, config)
     q, k, v = qkv(*size, dtype=dtype)
     got = resdit_attention(q, k, v, plan, phase, attend)
@@ -71,7 +72,7 @@ def test_method_matches_the_reference(dtype, tolerance, phase, size, change):
 
 @given(st.integers(1, 11), st.integers(1, 11), st.integers(4, 60), st.sampled_from(list(Phase)))
 def test_method_matches_the_reference_at_any_size(H, W, tokens, phase):
-    plan = make_plan(H, W, ResDiTConfig(base_tokens=tokens, attention_scale=1.3))
+    plan = make_plan(H, W, scaled(base_tokens=tokens, attention_scale=1.3))
     q, k, v = qkv(H, W)
     base = plan.layout.base
     expected = reference.resdit(
@@ -92,7 +93,7 @@ def test_method_matches_the_reference_at_any_size(H, W, tokens, phase):
 @pytest.mark.parametrize("phase", list(Phase))
 def test_scale_one_is_plain_attention(phase):
     """With the base grid as large as the output there is one patch, and each branch is plain attention."""
-    config = ResDiTConfig(base_tokens=64)
+    config = scaled(base_tokens=64)
     q, k, v = qkv(8, 8)
     plan = make_plan(8, 8, config)
     assert plan.layout.is_base and plan.branches[phase].logit_scale == 1
@@ -103,7 +104,7 @@ def test_scale_one_is_plain_attention(phase):
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_chunks_do_not_change_the_result(phase):
-    config = ResDiTConfig(base_tokens=16, chunk_mb=1)
+    config = scaled(base_tokens=16, chunk_mb=1)
     q, k, v = qkv(12, 12, batch=2, dtype=torch.float32)
     results = []
     for at_once in (1, 3, 100):
@@ -133,7 +134,7 @@ def test_chunk_size_follows_the_budget_and_what_is_free(monkeypatch):
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_batch_and_cfg_order_do_not_matter(phase):
-    plan = make_plan(9, 9, ResDiTConfig(base_tokens=16))
+    plan = make_plan(9, 9, scaled(base_tokens=16))
     q, k, v = qkv(9, 9, batch=3)
     together = resdit_attention(q, k, v, plan, phase, attend)
     flipped = resdit_attention(q.flip(0), k.flip(0), v.flip(0), plan, phase, attend).flip(0)
@@ -145,7 +146,7 @@ def test_batch_and_cfg_order_do_not_matter(phase):
 
 def test_mean_fusion_is_the_mean_of_the_branches():
     """Away from overlaps splice(mean(x_g, x_l)) is the mean; with one value everywhere it is that value."""
-    config = ResDiTConfig(base_tokens=16, fusion="mean", attention_scale="off")
+    config = scaled(base_tokens=16, fusion="mean", attention_scale="off")
     plan = make_plan(8, 8, config)
     q, k, v = qkv(8, 8)
     fused, local, global_ = (
@@ -155,7 +156,7 @@ def test_mean_fusion_is_the_mean_of_the_branches():
 
 
 def test_no_mask_is_ever_passed_and_inputs_are_untouched():
-    plan = make_plan(9, 9, ResDiTConfig(base_tokens=16))
+    plan = make_plan(9, 9, scaled(base_tokens=16))
     q, k, v = qkv(9, 9)
     before = [x.clone() for x in (q, k, v)]
     calls = []
@@ -175,7 +176,7 @@ def test_no_mask_is_ever_passed_and_inputs_are_untouched():
 @pytest.mark.parametrize("size", [(9, 9), (12, 12), (8, 13)])
 def test_the_fast_mode_matches_the_reference(dtype, tolerance, phase, size):
     """Sides that are and are not a whole number of blocks."""
-    plan = make_plan(*size, ResDiTConfig(base_tokens=16, cutoff=0.3, speed="fastest"))
+    plan = make_plan(*size, scaled(base_tokens=16, cutoff=0.3, speed="fastest"))
     q, k, v = qkv(*size, dtype=dtype)
     base, coarse = plan.layout.base, -(-size[0] // 2) * -(-size[1] // 2)
     expected = reference.resdit_fast(
@@ -195,7 +196,7 @@ def test_the_fast_mode_matches_the_reference(dtype, tolerance, phase, size):
 
 
 def test_the_fast_mode_is_exact_in_local_calls_and_below_2x():
-    config = ResDiTConfig(base_tokens=20)
+    config = scaled(base_tokens=20)
     for speed, size, phases in (
         ("fastest", (12, 12), [Phase.LOCAL]),
         ("fast", (12, 12), [Phase.LOCAL, Phase.GLOBAL]),
@@ -223,7 +224,7 @@ class ShortOfMemory:
 @pytest.mark.parametrize("phase", [Phase.LOCAL, Phase.FUSED])
 @pytest.mark.parametrize("speed", ["exact", "fast"])
 def test_out_of_memory_halves_the_chunk_once_per_size(phase, speed):
-    config, said = ResDiTConfig(base_tokens=16, speed=speed), []
+    config, said = scaled(base_tokens=16, speed=speed), []
     plan = AttentionPlan(make_layout(Grid(12, 12), config), config, TEXT, embed, say=said.append)
     q, k, v = qkv(12, 12, dtype=torch.float32)
     expected = resdit_attention(q, k, v, make_plan(12, 12, config), phase, attend)
@@ -236,6 +237,6 @@ def test_out_of_memory_halves_the_chunk_once_per_size(phase, speed):
 
 
 def test_out_of_memory_with_a_single_patch_is_the_hosts_to_handle():
-    plan = make_plan(12, 12, ResDiTConfig(base_tokens=16))
+    plan = make_plan(12, 12, scaled(base_tokens=16))
     with pytest.raises(OutOfMemory):
         resdit_attention(*qkv(12, 12), plan, Phase.LOCAL, ShortOfMemory(0))

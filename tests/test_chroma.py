@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-from resdit_ext import ResDiTConfig, Unsupported, apply_resdit, remove_resdit
+from resdit_ext import Unsupported, apply_resdit, remove_resdit
 from resdit_ext.families import identify
 from resdit_ext.method.run import Run
 from resdit_ext.seams import rotary_diffusers
@@ -15,10 +15,11 @@ from resdit_ext.seams.rotary_diffusers import OuterMask
 from tests import fakes, fakes_inline, reference
 from tests.attaching import attach
 from tests.fakes import CHANNELS
+from tests.settings import scaled
 from tests.test_diffusers import AXES, TEXT, ids
 
-CONFIG = ResDiTConfig(base_tokens=16, fused_until=0.57)
-NATIVE = ResDiTConfig(base_tokens=16, pes=False, global_until=1, fused_until=1, attention_scale="off")
+CONFIG = scaled(base_tokens=16, fused_until=0.57)
+NATIVE = scaled(base_tokens=16, pes=False, global_until=1, fused_until=1, attention_scale="off")
 PHASES = {"global": 0.99, "fused": 0.8, "local": 0.1}
 
 
@@ -159,7 +160,7 @@ class TestDiffusers:
     @pytest.mark.parametrize("sigma", PHASES.values(), ids=PHASES)
     def test_a_batch_with_masks_of_its_own_equals_one_by_one(self, sigma, speed):
         model = transformer()
-        apply_resdit(model, ResDiTConfig(base_tokens=16, fused_until=0.57, speed=speed))
+        apply_resdit(model, scaled(base_tokens=16, fused_until=0.57, speed=speed))
         both = run(model, 9, 9, sigma, batch=2, mask="float")
         first = mask_of("float", 81)
         with torch.inference_mode():

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from resdit_ext import BALANCED, PAPER, ResDiTConfig, ResDiTError
+from resdit_ext import BALANCED, PAPER, SCALED, ResDiTConfig, ResDiTError
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,8 @@ def test_bad_value_is_named_with_its_range(field, value, allowed):
 
 def test_phases_in_the_wrong_order_are_refused():
     with pytest.raises(ResDiTError, match=r"fused_until is 0\.1, below global_until 0\.5"):
-        ResDiTConfig(global_until=0.5, fused_until=0.1)
+        ResDiTConfig(layout="scaled", global_until=0.5, fused_until=0.1)
+    assert ResDiTConfig(global_until=0.5, fused_until=0.1).fused_until == 0.1  # the one has no effect
 
 
 def test_attention_scale_formulas():
@@ -48,4 +49,5 @@ def test_attention_scale_formulas():
 def test_the_two_named_settings():
     assert (PAPER.global_until, PAPER.fused_until, PAPER.cutoff) == (0.285, 0.57, 0.2)
     assert PAPER.attention_scale == "off"
-    assert BALANCED.differences(PAPER) == {"fused_until": 1.0, "attention_scale": "log"}
+    assert SCALED.differences(PAPER) == {"fused_until": 1.0, "attention_scale": "log"}
+    assert BALANCED.differences(SCALED) == {"layout": "base", "speed": "fast"}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 
-from resdit_ext import ResDiTConfig, ResDiTError, apply_resdit, remove_resdit
+from resdit_ext import ResDiTError, apply_resdit, remove_resdit
 from resdit_ext.control.added import pick, resample
 from resdit_ext.control.call import Residuals
 from resdit_ext.control.token_nets import to_tokens
@@ -22,8 +22,9 @@ from resdit_ext.method.memory import OutOfMemory
 from tests import reference
 from tests.control_host import Generation, Network, family_of, unet_of
 from tests.control_nets import FLUX, SD3, net_of
+from tests.settings import scaled
 
-CONFIG = ResDiTConfig(base_tokens=16)
+CONFIG = scaled(base_tokens=16)
 SIGMAS = [1 - i / 10 for i in range(11)]
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from resdit_ext import ResDiTConfig
 from resdit_ext.control.token_nets import to_tokens
 from resdit_ext.hosts.forge import control_pass
 from resdit_ext.hosts.forge.control_support import ADDS, with_control_support
@@ -16,6 +15,7 @@ from resdit_ext.method.memory import OutOfMemory
 from resdit_ext.monkeypatch import is_ours
 from tests.control_host import CONDITIONING, PICTURE, WRAPPER, Network, generation, unet_of
 from tests.control_nets import net_of
+from tests.settings import scaled
 
 
 def adds(control):
@@ -30,7 +30,7 @@ def count_calls(link):
     return calls
 
 
-@pytest.mark.parametrize("config", [None, ResDiTConfig(base_tokens=4)], ids=["base", "resdit"])
+@pytest.mark.parametrize("config", [None, scaled(base_tokens=4)], ids=["base", "resdit"])
 @pytest.mark.parametrize("bad_last", [False, True])
 def test_a_net_that_fails_while_sampling_is_left_out_and_the_others_go_on(bad_last, config, monkeypatch):
     """The model's layers do not say what goes into them, so that only the call shows that the net does not fit."""
@@ -89,7 +89,7 @@ def is_gone(reference):
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_of_a_generation_outlives_it(fails, monkeypatch):
     """The host keeps the last pass's unet until the next generation, and after an error it does not clean up."""
-    p, x = generation(monkeypatch, Network(2, 2, texts=False), config=ResDiTConfig(base_tokens=4))
+    p, x = generation(monkeypatch, Network(2, 2, texts=False), config=scaled(base_tokens=4))
     mask = torch.ones(1, 1, 64, 64)
     changes = {"joint_attention_dim": 48} if fails else {}
     unit = p.add(
@@ -312,7 +312,7 @@ def test_each_picture_of_a_batch_has_its_hint(monkeypatch):
 @torch.inference_mode()
 def test_two_units_add_up_on_the_patches_of_sd3(monkeypatch):
     def added(*seeds):
-        p, x = generation(monkeypatch, Network(2), "SD3", 128, ResDiTConfig(base_tokens=4))
+        p, x = generation(monkeypatch, Network(2), "SD3", 128, scaled(base_tokens=4))
         for seed in seeds:
             p.add(net_of("sd3", seed=seed).state_dict(), PICTURE, x)
         link = p.unet.linked
@@ -329,7 +329,7 @@ def test_two_units_add_up_on_the_patches_of_sd3(monkeypatch):
 def test_the_joining_of_patches_is_prepared_once(monkeypatch):
     made, make = [], control_pass.PatchBlender
     monkeypatch.setattr(control_pass, "PatchBlender", lambda *given: made.append(1) or make(*given))
-    p, x = generation(monkeypatch, config=ResDiTConfig(base_tokens=4))
+    p, x = generation(monkeypatch, config=scaled(base_tokens=4))
     p.add(net_of("flux").state_dict(), PICTURE, x)
     for sigma in (0.9, 0.8, 0.7):
         p.control(x, sigma, **CONDITIONING)
@@ -352,7 +352,7 @@ def test_the_hosts_cleanup_reaches_every_unit(monkeypatch):
 )
 def test_the_memory_asked_for_counts_what_the_net_returns(speed, returned_at, monkeypatch):
     """25 vectors a token of its grid and its four residuals on that; on the picture's 16 all of them or two."""
-    config = None if speed is None else ResDiTConfig(base_tokens=4, speed=speed)
+    config = None if speed is None else scaled(base_tokens=4, speed=speed)
     p, x = generation(monkeypatch, config=config)
     p.add(net_of("flux").state_dict(), PICTURE.repeat(3, 1, 1, 1), x)
     tokens, on_the_picture = returned_at

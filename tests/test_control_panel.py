@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from resdit_ext import ResDiTConfig, hosts
+from resdit_ext import hosts
 from resdit_ext.errors import Unsupported
 from resdit_ext.families import RecognisedModel, families
 from resdit_ext.hosts.a1111 import A1111
@@ -19,6 +19,7 @@ from resdit_ext.hosts.forge.control_unit import ResDiTControl
 from resdit_ext.webui import control, lifecycle
 from tests.control_nets import KINDS, as_xlabs, net_of
 from tests.fakes import TinySD3
+from tests.settings import scaled
 
 FLUX, SD3 = families()[:2]
 
@@ -211,7 +212,7 @@ def prepare(p):
 def test_the_hooks_read_the_pass_and_never_fail(files, monkeypatch):
     p = page({"model": "cut", "image": "x", "pixel_perfect": True}, {"image": "x", "pixel_perfect": True})
     p.width = p.height = 3072
-    p._resdit = lifecycle.Generation(SimpleNamespace(config=ResDiTConfig(), values={"apply_to": "both"}))
+    p._resdit = lifecycle.Generation(SimpleNamespace(config=scaled(), values={"apply_to": "both"}))
     control.before_process(p)
     assert p.comments == []  # the model is not loaded yet
     p.sd_model = loaded(monkeypatch, FLUX)
@@ -229,7 +230,7 @@ def test_the_hooks_read_the_pass_and_never_fail(files, monkeypatch):
 def test_pixel_perfect_is_kept_at_the_short_side_of_the_base_size(size, files, monkeypatch):
     p = page(Unit(pixel_perfect=True), sd_model=loaded(monkeypatch, FLUX))
     p.width, p.height = size
-    p._resdit = lifecycle.Generation(SimpleNamespace(config=ResDiTConfig(), values={"apply_to": "both"}))
+    p._resdit = lifecycle.Generation(SimpleNamespace(config=scaled(), values={"apply_to": "both"}))
     base = lifecycle.method_of_pass(p, lifecycle.Grid(size[1] // 16, size[0] // 16))[0].base
     control.before_process(p)
     assert prepare(p)[0].processor_res == 16 * min(base.height, base.width) < 16 * max(base.height, base.width)
@@ -321,9 +322,9 @@ def test_in_a1111_units_beside_sd3_are_said_to_have_no_effect(monkeypatch):
 def test_what_a_pass_is_told_follows_resdit():
     p, grid = SimpleNamespace(), lifecycle.Grid(192, 192)
     assert lifecycle.method_of_pass(p, grid) is None
-    p._resdit = lifecycle.Generation(SimpleNamespace(config=ResDiTConfig(), values={"apply_to": "hires pass"}))
+    p._resdit = lifecycle.Generation(SimpleNamespace(config=scaled(), values={"apply_to": "hires pass"}))
     layout, config = lifecycle.method_of_pass(p, grid)
-    assert layout.base == lifecycle.Grid(64, 64) and config == ResDiTConfig()
+    assert layout.base == lifecycle.Grid(64, 64) and config == scaled()
     assert lifecycle.method_of_pass(p, lifecycle.Grid(64, 64)) is None
     p.enable_hr, p.is_hr_pass = True, False
     assert lifecycle.method_of_pass(p, grid) is None

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from resdit_ext import ResDiTConfig
 from resdit_ext.control.hint import pixels
 from resdit_ext.hosts.forge import control_unit
 from resdit_ext.hosts.forge.control_unit import ResDiTControl
@@ -16,6 +15,7 @@ from resdit_ext.method.memory import OutOfMemory
 from resdit_ext.webui import control
 from tests.control_host import CONDITIONING, PICTURE, Network, generation
 from tests.control_nets import as_stability, net_of
+from tests.settings import scaled
 
 
 def broken(change):
@@ -129,7 +129,7 @@ def test_a_refused_pickle_file_is_never_opened(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["flux", "flux xlabs"])
 def test_each_patch_has_its_part_of_the_hint(kind, monkeypatch):
-    p, x = generation(monkeypatch, config=ResDiTConfig(base_tokens=6), height=12, width=8)  # 6 x 4 tokens
+    p, x = generation(monkeypatch, config=scaled(base_tokens=6), height=12, width=8)  # 6 x 4 tokens
     hint = torch.rand(1, 3, 96, 64)
     p.add(net_of(kind).state_dict(), hint, x)
     link, layout = p.unet.linked, p.unet.linked.method[0]

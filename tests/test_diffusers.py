@@ -7,12 +7,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from diffusers.models.transformers import transformer_flux
 from torch._dynamo.testing import CompileCounter
 
-from resdit_ext import ResDiTConfig, ResDiTError, Unsupported, apply_resdit, remove_resdit
+from resdit_ext import ResDiTError, Unsupported, apply_resdit, remove_resdit
 from resdit_ext.seams import rotary_diffusers
 from resdit_ext.seams.rotary_diffusers import grid_of
 from tests import reference
+from tests.settings import scaled
 
-TEXT, BASE = 5, ResDiTConfig(base_tokens=16)
+TEXT, BASE = 5, scaled(base_tokens=16)
 AXES = (4, 6, 6)
 
 
@@ -70,7 +71,7 @@ def test_at_or_below_the_base_size_it_is_bit_identical(model, size):
 def test_above_it_the_method_runs_and_leaves_nothing_behind(model, sigma):
     functions = transformer_flux.apply_rotary_emb, transformer_flux.dispatch_attention_fn
     plain = run(model, 12, 12, sigma)
-    apply_resdit(model, ResDiTConfig(base_tokens=16, fused_until=0.57))
+    apply_resdit(model, scaled(base_tokens=16, fused_until=0.57))
     assert not torch.allclose(run(model, 12, 12, sigma), plain, atol=1e-3)
     assert (transformer_flux.apply_rotary_emb, transformer_flux.dispatch_attention_fn) == functions
     remove_resdit(model)
@@ -80,7 +81,7 @@ def test_above_it_the_method_runs_and_leaves_nothing_behind(model, sigma):
 
 def test_native_positions_in_one_global_branch_are_the_plain_model(model):
     plain = run(model, 7, 11)
-    apply_resdit(model, ResDiTConfig(base_tokens=16, pes=False, global_until=1, attention_scale="off"))
+    apply_resdit(model, scaled(base_tokens=16, pes=False, global_until=1, attention_scale="off"))
     assert torch.allclose(run(model, 7, 11), plain, atol=1e-5)
 
 
@@ -97,7 +98,7 @@ def test_each_attention_is_the_methods(model, monkeypatch, sigma, phase, size):
 
     original = rotary_diffusers.resdit_attention
     monkeypatch.setattr(rotary_diffusers, "resdit_attention", spy)
-    apply_resdit(model, ResDiTConfig(base_tokens=16, fused_until=0.57))
+    apply_resdit(model, scaled(base_tokens=16, fused_until=0.57))
     run(model, *size, sigma)
     q, k, v, plan, at, out = seen["call"]
     assert at.value == phase
@@ -196,7 +197,7 @@ def test_the_pipeline_end_to_end(model, height):
         ).images
 
     plain = generate()
-    made = apply_resdit(pipe, ResDiTConfig(base_tokens=16, fused_until=0.57))
+    made = apply_resdit(pipe, scaled(base_tokens=16, fused_until=0.57))
     changed = generate()
     assert made.calls["global"] == 2 and made.calls["fused"] == 2 and made.calls["local"] == 3
     assert torch.isfinite(changed).all() and not torch.allclose(changed, plain, atol=1e-2)
@@ -233,7 +234,7 @@ def test_refusals():
 @pytest.mark.parametrize("how", ["blocks", "module", "wrapper"])
 def test_a_compiled_model_gives_the_same_and_is_not_compiled_again(model, how):
     """As users compile it: its repeated blocks, the module in place, or a wrapper of it."""
-    config, sigmas = ResDiTConfig(base_tokens=16, fused_until=0.57), (0.99, 0.8, 0.1)
+    config, sigmas = scaled(base_tokens=16, fused_until=0.57), (0.99, 0.8, 0.1)
     plain = run(model, 9, 9)
     apply_resdit(model, config)
     expected = [run(model, 9, 9, sigma) for sigma in sigmas]

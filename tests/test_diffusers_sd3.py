@@ -5,11 +5,12 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from resdit_ext import ResDiTConfig, Unsupported, apply_resdit, remove_resdit
+from resdit_ext import Unsupported, apply_resdit, remove_resdit
 from tests import reference
+from tests.settings import scaled
 
 TEXT, HEADS, WIDTH, CHANNELS, SIDE = 5, 2, 32, 4, 12
-BASE = ResDiTConfig(base_tokens=16, fused_until=0.57)
+BASE = scaled(base_tokens=16, fused_until=0.57)
 PHASES = {"global": 0.99, "fused": 0.8, "local": 0.1}
 
 

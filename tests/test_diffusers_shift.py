@@ -5,15 +5,16 @@ import math
 import pytest
 import torch
 
-from resdit_ext import ResDiTConfig, ResDiTError, apply_resdit, remove_resdit
+from resdit_ext import ResDiTError, apply_resdit, remove_resdit
 from resdit_ext.hosts.diffusers.shift import tokens_for
 from resdit_ext.method.phases import shifted_sigmas
 from tests.pipelines import FLUX_SCHEDULER, picture, pipeline
+from tests.settings import scaled
 
 STEPS = 7
 # As FLUX.1-dev, whose base is 64x64 tokens, at 3072 pixels and at 4096: 9 and 16 times its base's tokens.
 SCHEDULER = FLUX_SCHEDULER | dict(base_image_seq_len=1, max_image_seq_len=16)
-BASE = ResDiTConfig(base_tokens=16, fused_until=0.57)
+BASE = scaled(base_tokens=16, fused_until=0.57)
 
 
 def levels_of(pipe, rows, columns):

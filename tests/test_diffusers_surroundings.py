@@ -12,8 +12,9 @@ from diffusers.models.transformers import transformer_flux
 from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
-from resdit_ext import ResDiTConfig, Unsupported, apply_resdit, remove_resdit
+from resdit_ext import Unsupported, apply_resdit, remove_resdit
 from tests.pipelines import CONFIG, TEXT, flux, picture, pipeline
+from tests.settings import scaled
 
 FAMILIES = ("flux", "sd3")
 EACH_PHASE = {"global": 2, "fused": 2, "local": 3}
@@ -113,7 +114,7 @@ def test_compiled_as_one_graph_it_says_what_to_do(family):
 def test_autocast(family, speed):
     """bfloat16 under autocast is as near to float32 as it is without ResDiT."""
     pipe = pipeline(family)
-    config = ResDiTConfig(base_tokens=16, fused_until=0.57, speed=speed)
+    config = scaled(base_tokens=16, fused_until=0.57, speed=speed)
 
     def error():
         exact = picture(pipe, 12, 12)
@@ -334,7 +335,7 @@ class TestMasks:
         if form == "additive":
             mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
         data = self.given(mask)
-        config = ResDiTConfig(base_tokens=16, fused_until=0.57, speed=speed, attention_scale="off")
+        config = scaled(base_tokens=16, fused_until=0.57, speed=speed, attention_scale="off")
         apply_resdit(model, config)
         step = {"timestep": torch.full((2,), sigma)}
         short = {k: v[:1] if k != "img_ids" and torch.is_tensor(v) else v for k, v in data.items()}

@@ -10,13 +10,14 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 import resdit_ext
-from resdit_ext import ResDiTConfig, ResDiTError, Unsupported, apply_resdit, doctor, families, remove_resdit
+from resdit_ext import ResDiTError, Unsupported, apply_resdit, doctor, families, remove_resdit
 from resdit_ext.families import identify
 from resdit_ext.hosts import recognised_model
 from resdit_ext.webui import lifecycle, routes
 from resdit_ext.webui.forecast import forecast
 from resdit_ext.webui.options import parse_request
 from tests import fakes
+from tests.settings import scaled
 from tests.test_diffusers import AXES, run
 from tests.test_doctor import FLUX, checkout
 
@@ -101,7 +102,7 @@ def test_diffusers_has_it():
         axes_dims_rope=AXES,
     ).eval()
     plain = run(model, 12, 12)
-    made = apply_resdit(model, ResDiTConfig(base_tokens=16))
+    made = apply_resdit(model, scaled(base_tokens=16))
     assert not torch.allclose(run(model, 12, 12), plain, atol=1e-3) and made.calls["global"] == 1
     remove_resdit(model)
     assert torch.equal(run(model, 12, 12), plain)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from resdit_ext import ResDiTConfig, Unsupported
+from resdit_ext import Unsupported
 from resdit_ext.families import identify
 from resdit_ext.method.layout import Grid
 from resdit_ext.method.run import Run
@@ -17,8 +17,9 @@ from resdit_ext.seams import rotary as family_module
 from resdit_ext.seams.rotary import why_not
 from tests import fakes, reference
 from tests.attaching import attach, is_attached
+from tests.settings import scaled
 
-BASE = ResDiTConfig(base_tokens=16, fused_until=0.57)
+BASE = scaled(base_tokens=16, fused_until=0.57)
 SIGMAS = [1 - i / 7 for i in range(8)]
 
 
@@ -56,7 +57,7 @@ def test_above_it_every_block_runs_the_phase(unet, sigma, phase, size):
 
 
 def test_native_positions_in_one_global_branch_are_the_plain_model(unet):
-    patched, *_ = attached(unet, ResDiTConfig(base_tokens=16, pes=False, global_until=1, attention_scale="off"))
+    patched, *_ = attached(unet, scaled(base_tokens=16, pes=False, global_until=1, attention_scale="off"))
     assert torch.allclose(patched.sample(latent(21, 26), 0.9), unet.sample(latent(21, 26), 0.9), atol=1e-5)
 
 
@@ -219,7 +220,7 @@ def test_the_memory_estimate_grows_with_the_picture_and_follows_the_last_run(une
     estimate = patched.model_options[name]
     assert estimate([2, 16, 512, 512]) > estimate([2, 16, 384, 384]) > 0
     assert estimate([1, 16, 512, 512]) == estimate([2, 16, 512, 512]) < estimate([4, 16, 512, 512])
-    again, *_ = attached(patched, ResDiTConfig(base_tokens=16, chunk_mb=1024))
+    again, *_ = attached(patched, scaled(base_tokens=16, chunk_mb=1024))
     assert again.model_options[name]([2, 16, 512, 512]) == estimate([2, 16, 512, 512]) + 512 * 2**20
     unet.set_memory_peak_estimation_modifier(theirs := lambda shape: 1)
     assert attached(unet)[0].model_options[name] is theirs

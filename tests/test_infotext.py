@@ -40,6 +40,8 @@ VALUES_OF_0_1_1 = {
     "speed": "fastest",
     "long_side": 2560,
     "apply_to": "hires pass",
+    "layout": "scaled",  # it had no other
+    "layout_until": 0.8,
 }
 
 
@@ -57,7 +59,17 @@ def test_a_picture_of_0_1_1_would_be_written_the_same():
     ratio, free = parse_request((VALUES_OF_0_1_1,)), parse_request((VALUES_OF_0_1_1 | {"ratio": "Free"},))
     written = infotext.parameters(free) | infotext.parameters(ratio)  # the sides count in a free frame alone
     expected = dict(HOST_PATTERN.findall(OF_0_1_1.partition("ResDiT: 0.1.1, ")[2]))
-    assert {key: str(value) for key, value in written.items()} == {"ResDiT": __version__} | expected
+    expected |= {"ResDiT": __version__, "ResDiT layout": "scaled"}  # which is no longer the default
+    assert {key: str(value) for key, value in written.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "layout", "speed"),
+    [("0.1.0", "scaled", "exact"), ("0.2.0", "scaled", "exact"), ("0.2.1", "base", "fast"), ("0.10.0", "base", "fast")],
+)
+def test_what_a_picture_does_not_mention_means_what_it_meant_then(version, layout, speed):
+    found = pasted(f"Steps: 20, ResDiT: {version}, ResDiT cut-off: 0.3")
+    assert (found["layout"], found["speed"], found["cutoff"]) == (layout, speed, 0.3)
 
 
 def test_a_renamed_label_is_of_no_account(monkeypatch):

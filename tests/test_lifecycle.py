@@ -58,7 +58,7 @@ def test_a_generation(model):
     assert comment.startswith("ResDiT: active: 768x512")
     assert processed.extra_generation_params["ResDiT notes"] == [comment.removeprefix("ResDiT: ")]
     (run,) = p._resdit.runs
-    assert run.calls == {"global": 1, "fused": 1, "blocks": 6} and not run._made  # nothing is kept on the device
+    assert run.calls == {"layout": 1, "fused": 1, "blocks": 6} and not run._made  # nothing is kept on the device
 
 
 def test_off_touches_nothing(model):
@@ -228,7 +228,9 @@ def test_an_interrupt_before_the_first_step_is_nobodys_fault(model, monkeypatch)
 
 def test_reference_images_are_named_as_what_is_not_supported(model, monkeypatch):
     forward = FakeFlux.forward
-    monkeypatch.setattr(FakeFlux, "forward", lambda self, x, c: forward(self, torch.cat((x, x), -1), c)[..., :48])
+    monkeypatch.setattr(
+        FakeFlux, "forward", lambda self, x, c: forward(self, torch.cat((x, x), -1), c)[..., : x.shape[-1]]
+    )
     made = FakeHost(monkeypatch, fakes.FakePatcher(model)).generate(TINY)
     assert "(Kontext)" in made.pictures[0].parameters["ResDiT not active"]
     assert not any("another extension" in comment for comment in made.comments)
@@ -247,17 +249,17 @@ HIRES = dict(enable_hr=True, hr_scale=2.0, hr_resize_x=0, hr_resize_y=0, hr_seco
 
 def test_what_is_told_is_about_the_passes_that_it_takes_part_in(model):
     options = {**SMALL, "height": 768}
-    assert "steps: 2 global, 5 fused of 7; " in told(model, options)
-    assert "steps: 2 global, 5 fused (hires pass) of 7" in told(model, options, **HIRES)
+    assert "steps: 4 layout, 3 fused of 7; " in told(model, options)
+    assert "steps: 4 layout, 3 fused (hires pass) of 7" in told(model, options, **HIRES)
     first = told(model, {**options, "apply_to": "first pass"}, **HIRES)
-    assert "active: 1024x1024" in first and "2 global, 5 fused (first pass)" in first  # the page's own size
+    assert "active: 1024x1024" in first and "4 layout, 3 fused (first pass)" in first  # the page's own size
 
 
 def test_done_counts_every_pass(model, caplog):
     p = FakeProcessing(model)
     with caplog.at_level(logging.INFO, logger="ResDiT"):
         generate(p, SMALL, passes=2)
-    assert "done: 2 global, 2 fused" in caplog.text
+    assert "done: 2 layout, 2 fused" in caplog.text
 
 
 def test_tiles_of_the_base_size_are_reported(model):
@@ -393,7 +395,7 @@ def test_a_model_changed_in_the_middle_of_a_pass_gets_resdit_too(model, monkeypa
     made = host.generate(TINY)
     (run,) = made.p._resdit.runs
     assert run.calls["blocks"] == 3 * 7 and len(made.comments) == 1
-    assert host.shown[-1] == "ResDiT: fused 5/5"
+    assert host.shown[-1] == "ResDiT: fused 3/3"
     assert len({id(plan) for plan in plans}) == 2  # one for each model, and none made anew for a step
     assert "model_function_wrapper" not in refiner.model_options
 
@@ -428,7 +430,7 @@ def test_a_sampler_that_never_comes_to_the_layout_is_said_to_be_unsuitable(model
     host.make_sampler = TimestepSampler
     notes = host.generate(TINY, steps=7).info["ResDiT notes"]
     assert "timesteps are made for older models: they do not suit the model (try Euler with Simple)" in notes[1]
-    assert "the first step is at noise level 0.26, in the fused phase, and not at 1, in the global phase" in notes[2]
+    assert "the first step is at noise level 0.26, in the fused phase, and not at 1, in the layout phase" in notes[2]
 
 
 def test_a_suitable_one_is_not(model, monkeypatch):

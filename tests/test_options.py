@@ -25,7 +25,7 @@ from tests.api_requests import CHOICES, anything
 CONTRACT = [
     "enabled", "size", "ratio", "portrait", "width", "height", "global_until", "fused_until", "cutoff",
     "cutoff_unit", "attention_scale", "base_size", "base_shape", "splice_sigma", "chunk_mb", "speed",
-    "long_side", "apply_to",
+    "long_side", "apply_to", "layout", "layout_until",
 ]  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def test_positional_and_dict_arguments_agree(values):
         (({"enabled": "yes"},), "enabled is 'yes'; it must be true or false"),
         (
             ({"preset": "Best"},),
-            "preset is 'Best'; choose one of 'Balanced', 'Fast', 'More detail', 'More structure', 'Paper'",
+            "preset is 'Best'; choose one of 'Balanced', 'Scaled positions', 'Paper'",
         ),
         (({"preset": []},), "preset is []; choose one of 'Balanced'"),
         (({"preset": {}},), "preset is {}; choose one of 'Balanced'"),
@@ -87,7 +87,10 @@ def test_positional_and_dict_arguments_agree(values):
         (({"attention_scale": "cube"},), "attention_scale is 'cube'; it must be one of 'off', 'sqrt-log', 'log' or"),
         (({"attention_scale": True},), "attention_scale is True"),
         (({"cutoff": None},), "cutoff is None"),
-        (({"global_until": 0.6, "fused_until": 0.3},), "fused_until is 0.3, below global_until 0.6"),
+        (
+            ({"layout": "scaled", "global_until": 0.6, "fused_until": 0.3},),
+            "fused_until is 0.3, below global_until 0.6",
+        ),
         ((True, "3K", "7:3"), "ratio is '7:3'"),
         ((1,), "enabled is 1"),
     ],
@@ -135,7 +138,7 @@ def test_dict_forms():
         # An object that names no size keeps the request's.
         (({},), (512, 768)),
         (({"enabled": True},), (512, 768)),
-        (({"preset": "Fast", "cutoff": 0.3, "apply_to": "both"},), (512, 768)),
+        (({"preset": "Paper", "cutoff": 0.3, "apply_to": "both"},), (512, 768)),
         (({"portrait": True},), (512, 768)),
         # One that names a part of a size has the rest of it.
         (({"ratio": "2:1"},), (3072, 1536)),
@@ -243,7 +246,13 @@ def test_presets_fill_only_what_they_mean():
 @pytest.mark.parametrize(
     ("options", "size", "active", "expected"),
     [
-        ({}, (3072, 3072), True, "scale 3.00, 4x4 patches of 1024x1024, steps: 10 global, 25 fused of 35"),
+        ({}, (3072, 3072), True, "scale 3.00, 4x4 patches of 1024x1024, steps: 16 layout, 19 fused of 35"),
+        (
+            {"preset": "Scaled positions"},
+            (3072, 3072),
+            True,
+            "steps: 10 global, 25 fused of 35",
+        ),
         (
             {"preset": "Paper"},
             (4096, 2048),

@@ -4,10 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdit_ext import ResDiTConfig, ResDiTError
+from resdit_ext import ResDiTError
 from resdit_ext.method.layout import Grid
 from resdit_ext.method.pooling import Pooling, cosine_basis
 from tests import reference
+from tests.settings import scaled
 
 sides, blocks = st.integers(1, 13), st.integers(1, 4)
 
@@ -57,9 +58,9 @@ def test_bfloat16_stays_bfloat16():
 
 def test_fast_needs_fusion_by_frequency():
     with pytest.raises(ResDiTError, match="fusion is 'mean'"):
-        ResDiTConfig(speed="fast", fusion="mean")
+        scaled(speed="fast", fusion="mean")
     with pytest.raises(ResDiTError, match="speed is 'faster'"):
-        ResDiTConfig(speed="faster")
+        scaled(speed="faster")
 
 
 def test_autocast_takes_no_bits_away():

@@ -85,7 +85,7 @@ def test_names_that_cannot_be_shown_are_refused(store, name):
     assert list(store.load()[0]) == ["x"]
 
 
-@pytest.mark.parametrize("name", ["Paper", "paper", " BALANCED ", "more Detail"])
+@pytest.mark.parametrize("name", ["Paper", "paper", " BALANCED ", "scaled Positions"])
 def test_a_built_in_name_is_refused(store, name):
     store.save("x", MINE)
     for act in (lambda: store.save(name, MINE), lambda: store.rename("x", name)):
@@ -119,7 +119,7 @@ def test_unknown_presets_and_taken_names_are_refused(store):
         ({"cutoff": 7}, "cutoff is 7; it must be a number from 0 to 1"),
         ({"speed": None}, "speed is None; choose one of 'exact'"),
         ({"size": "3K"}, "unknown field 'size'; a preset's fields are global_until"),
-        ({"global_until": 0.6, "fused_until": 0.3}, "fused_until is 0.3, below global_until 0.6"),
+        ({"layout": "scaled", "global_until": 0.6, "fused_until": 0.3}, "fused_until is 0.3, below global_until 0.6"),
     ],
 )
 def test_bad_values_are_not_saved(store, change, message):
@@ -128,12 +128,14 @@ def test_bad_values_are_not_saved(store, change, message):
     assert str(error.value).startswith(message) and files(store) == []
 
 
-def test_a_missing_field_is_not_saved_and_is_loaded_as_the_default(store):
-    some = {name: value for name, value in MINE.items() if name != "speed"}
-    with pytest.raises(ResDiTError, match="speed is None"):
+@pytest.mark.parametrize(("field", "meant"), [("cutoff", 0.2), ("speed", "exact"), ("layout", "scaled")])
+def test_a_missing_field_is_not_saved_and_is_loaded_as_it_was_meant(store, field, meant):
+    """A preset of an earlier release, which had no such option, or another default."""
+    some = {name: value for name, value in MINE.items() if name != field}
+    with pytest.raises(ResDiTError, match=f"{field} is None"):
         store.save("x", some)
     store.path.write_text(json.dumps({"x": some}))
-    assert store.load() == ({"x": MINE | {"speed": DEFAULTS["speed"]}}, None)
+    assert store.load() == ({"x": MINE | {field: meant}}, None)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from resdit_ext import ResDiTConfig
 from resdit_ext.hosts import progress
 from resdit_ext.method.phases import shifted_sigmas
 from resdit_ext.method.run import Run
 from resdit_ext.webui import lifecycle
 from tests.fakes import CHANNELS, FakeFlux, FakeProcessing
+from tests.settings import scaled
 
-CONFIG = ResDiTConfig(fused_until=0.57)
+CONFIG = scaled(fused_until=0.57)
 STEPS = {"global": 10, "fused": 10, "local": 15}
 EXPECTED = [(phase, i + 1, n) for phase, n in STEPS.items() for i in range(n)]
 
@@ -66,7 +66,7 @@ def test_img2img_enters_part_way_down_and_odd_levels_are_survived():
 
 def test_a_phase_without_steps_has_no_numbers():
     seen = []
-    run = Run(ResDiTConfig(global_until=1.0), [1.0, 0.5, 0.0], on_step=lambda *step: seen.append(step))
+    run = Run(scaled(global_until=1.0), [1.0, 0.5, 0.0], on_step=lambda *step: seen.append(step))
     run.begin_call(0.2)
     assert seen == [("global", 2, 2)]
     run.sigmas = (1.0,)
@@ -92,20 +92,20 @@ def test_without_a_host_nothing_is_shown():
 def test_a_generation_shows_every_step_and_logs_every_phase(state, caplog):
     torch.manual_seed(6)
     p = FakeProcessing(FakeFlux(), steps=7)
-    options = {"width": 768, "base_size": 256, "fused_until": 0.57}
+    options = {"width": 768, "base_size": 256, "fused_until": 0.75}
     lifecycle.before_process(p, options)
     lifecycle.process(p, options)
     x = torch.randn(1, CHANNELS, 96, 96)
     lifecycle.before_sampling(p, x=x, noise=x, c=None, uc=None)
     shown = []
     with caplog.at_level(logging.INFO, logger="ResDiT"):
-        for sigma in torch.linspace(1, 0, 8)[:-1]:
+        for sigma in shifted_sigmas(7)[:-1]:
             p.sd_model.forge_objects.unet.sample(x, sigma)
             shown.append(state.textinfo)
-    steps = "global 1/2", "global 2/2", "fused 1/2", "fused 2/2", "local 1/3", "local 2/3", "local 3/3"
+    steps = *(f"layout {i}/4" for i in (1, 2, 3, 4)), "fused 1/2", "fused 2/2", "local 1/1"
     assert shown == [f"ResDiT: {step}" for step in steps]
     phases = [record.getMessage() for record in caplog.records if record.getMessage().startswith("phase")]
-    assert phases == ["phase: global 1/2", "phase: fused 1/2", "phase: local 1/3"]
+    assert phases == ["phase: layout 1/4", "phase: fused 1/2", "phase: local 1/1"]
     lifecycle.postprocess(p, SimpleNamespace(comments=""))
     assert state.textinfo is None
 

@@ -26,6 +26,8 @@ OTHER = {
     "speed": "fastest",
     "long_side": 2560,
     "apply_to": "hires pass",
+    "layout": "scaled",
+    "layout_until": 0.65,
 }
 NEEDED = {"width": {"ratio": "Free"}, "height": {"ratio": "Free"}, "long_side": {"size": "Custom"}}
 CHOICES = [(o.name, choice) for o in OPTIONS for choice in o.choices if choice != o.default]

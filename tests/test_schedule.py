@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdit_ext import BALANCED, PAPER, ResDiTConfig
+from resdit_ext import PAPER, SCALED
 from resdit_ext.method.phases import (
     Phase,
     boundary,
@@ -17,6 +17,7 @@ from resdit_ext.method.phases import (
     usable_sigmas,
 )
 from resdit_ext.method.run import Run
+from tests.settings import scaled
 
 shares = st.floats(0, 1)
 
@@ -30,13 +31,13 @@ def test_the_papers_10_10_15():
     expected = [Phase.GLOBAL] * 10 + [Phase.FUSED] * 10 + [Phase.LOCAL] * 15
     assert phases(PAPER, shifted_sigmas(35)) == expected
     assert phases(PAPER, shifted_sigmas(35, mu=0)) == expected
-    assert phases(BALANCED, shifted_sigmas(35)) == [Phase.GLOBAL] * 10 + [Phase.FUSED] * 25
-    assert steps_per_phase(PAPER, 35) == {Phase.GLOBAL: 10, Phase.FUSED: 10, Phase.LOCAL: 15}
+    assert phases(SCALED, shifted_sigmas(35)) == [Phase.GLOBAL] * 10 + [Phase.FUSED] * 25
+    assert steps_per_phase(PAPER, 35) == {Phase.LAYOUT: 0, Phase.GLOBAL: 10, Phase.FUSED: 10, Phase.LOCAL: 15}
 
 
 @given(st.integers(1, 120), shares, shares, st.floats(-1, 3))
 def test_a_share_is_a_share_of_the_steps(steps, a, b, mu):
-    config = ResDiTConfig(global_until=min(a, b), fused_until=max(a, b))
+    config = scaled(global_until=min(a, b), fused_until=max(a, b))
     got = phases(config, shifted_sigmas(steps, mu))
     # Step i (from 0) belongs to a phase that ends at share s iff i < s * steps.
     expected = [
@@ -73,9 +74,9 @@ def test_phase_falls_with_sigma_whatever_the_order_of_calls():
 def test_empty_phases():
     sigmas = shifted_sigmas(8)
     assert boundary(sigmas, 0) == math.inf and boundary(sigmas, 1) == -math.inf
-    assert set(phases(ResDiTConfig(global_until=0, fused_until=0), sigmas)) == {Phase.LOCAL}
-    assert set(phases(ResDiTConfig(global_until=1), sigmas)) == {Phase.GLOBAL}
-    assert set(phases(ResDiTConfig(global_until=0), sigmas)) == {Phase.FUSED}
+    assert set(phases(scaled(global_until=0, fused_until=0), sigmas)) == {Phase.LOCAL}
+    assert set(phases(scaled(global_until=1), sigmas)) == {Phase.GLOBAL}
+    assert set(phases(scaled(global_until=0), sigmas)) == {Phase.FUSED}
 
 
 @pytest.mark.parametrize("sigma", [math.nan, math.inf, -math.inf, 9999.0, 1.5, -0.1])
@@ -127,7 +128,7 @@ def test_of_a_part_of_the_steps_the_phases_are_those_of_the_whole_list():
     run, part = Run(PAPER, whole), Run(PAPER)
     part.set_sigmas(whole, 20, 12)
     assert part.schedule == run.schedule and part.sigmas == whole[12:]
-    assert steps_per_phase(PAPER, 20, 12) == {Phase.GLOBAL: 0, Phase.FUSED: 0, Phase.LOCAL: 8}
+    assert steps_per_phase(PAPER, 20, 12) == {Phase.LAYOUT: 0, Phase.GLOBAL: 0, Phase.FUSED: 0, Phase.LOCAL: 8}
     part.set_sigmas(whole, 20, 100)
     assert part.sigmas == whole[-2:]
 

@@ -4,14 +4,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdit_ext import ResDiTConfig
 from resdit_ext.method.blend import axis_weights, splice_into, splice_weights
 from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.lowpass import along_axes, fuse, lowpass_matrix
 from tests import reference
+from tests.settings import scaled
 
 layouts = st.builds(
-    lambda H, W, tokens: make_layout(Grid(H, W), ResDiTConfig(base_tokens=tokens)),
+    lambda H, W, tokens: make_layout(Grid(H, W), scaled(base_tokens=tokens)),
     st.integers(2, 24),
     st.integers(2, 24),
     st.integers(4, 100),
@@ -59,9 +59,9 @@ def test_cutoff_units():
     def bins(config):
         return round(lowpass_matrix(64, config.cutoff_cycles).trace().item())
 
-    assert bins(ResDiTConfig(cutoff=0.2, cutoff_unit="nyquist")) == 2 * 6 + 1
-    assert bins(ResDiTConfig(cutoff=0.2, cutoff_unit="sampling")) == 2 * 12 + 1
-    assert bins(ResDiTConfig(cutoff=0)) == 1
+    assert bins(scaled(cutoff=0.2, cutoff_unit="nyquist")) == 2 * 6 + 1
+    assert bins(scaled(cutoff=0.2, cutoff_unit="sampling")) == 2 * 12 + 1
+    assert bins(scaled(cutoff=0)) == 1
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 0.5))

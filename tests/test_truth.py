@@ -38,7 +38,7 @@ def unet():
 
 
 def steps_in(text):
-    return Counter({phase: int(n) for n, phase in re.findall(r"(\d+) (global|fused|local)", text)})
+    return Counter({phase: int(n) for n, phase in re.findall(r"(\d+) (layout|global|fused|local)", text)})
 
 
 @pytest.mark.parametrize("kind", PASSES)
@@ -51,7 +51,7 @@ def test_all_that_is_said_is_of_what_was_made(unet, monkeypatch, name, kind):
     expected = (384, 256) if name == "Neo" else (416, 272)
     assert picture.size == expected and not others
 
-    calls = Counter({phase: made.p._resdit.runs[-1].calls[phase] for phase in ("global", "fused", "local")})
+    calls = Counter({phase: made.p._resdit.runs[-1].calls[phase] for phase in ("layout", "fused", "local")})
     size = "{}x{}".format(*picture.size)
     assert f"active: {size}," in line
     assert steps_in(line.partition("steps: ")[2]) == +calls and f" of {len(host.ran)};" in line

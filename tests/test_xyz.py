@@ -98,7 +98,7 @@ def test_no_host_or_a_strange_one_is_no_error(host, monkeypatch, caplog):
         ("Attention scale", "off, log, 1.2", ["off", "log", 1.2]),
         ("Speed", "exact, fastest", ["exact", "fastest"]),
         ("Apply to", "first pass", ["first pass"]),
-        ("Preset", "Paper, More detail", ["Paper", "More detail"]),
+        ("Preset", "Paper, Scaled positions", ["Paper", "Scaled positions"]),
     ],
 )
 def test_values_are_read(axes, label, text, expected):

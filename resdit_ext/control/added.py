@@ -6,8 +6,8 @@ Kept for a 3K picture at every block this would take gigabytes; a net that ran a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,21 @@ def along_depth(weights: Sequence[float], block: int, blocks: int) -> float:
     return weights[low] + (weights[high] - weights[low]) * (place - low)
 
 
+def control_on(control: object, before: Grid, after: Grid) -> object:
+    """What a host's model call is given as control, for another grid of the whole picture.
+
+    Args:
+        control: for every block residuals (B, H*W, C) or none, or such lists by the kind of block.
+        before: the grid that they are on.
+        after: the one that they are wanted on.
+    """
+    if isinstance(control, Mapping):
+        return {kind: control_on(added, before, after) for kind, added in control.items()}
+    if isinstance(control, LazyResiduals):
+        return control.on(after)
+    return [resample(added, before, after) if isinstance(added, Tensor) else added for added in control]
+
+
 @dataclass
 class UnitShare:
     """One unit's share in one model call.
@@ -74,6 +89,11 @@ class UnitShare:
     mask: Tensor | None = None
     depth_weights: Sequence[Sequence[float] | None] | None = None
     _last: tuple[int, Tensor] | None = field(default=None, repr=False)
+
+    def on(self, before: Grid, after: Grid) -> UnitShare:
+        """The same for another grid of the whole picture, its mask with it."""
+        mask = self.mask if self.mask is None else resample(self.mask.float(), before, after)
+        return replace(self, mask=mask, _last=None)
 
     def after(self, block: int, blocks: int, grid: Grid) -> Tensor | None:
         """(B, H*W, C) on the picture's grid, or None."""
@@ -119,6 +139,11 @@ class LazyResiduals(Sequence):
     ) -> None:
         self.parts, self.blocks, self.grid, self.dtype = tuple(parts), blocks, grid, dtype
         self.nothing, self.on_patch = nothing, on_patch
+
+    def on(self, grid: Grid) -> LazyResiduals:
+        """The same on another grid of the whole picture."""
+        parts = [part.on(self.grid, grid) for part in self.parts]
+        return LazyResiduals(parts, self.blocks, grid, self.dtype, self.nothing)
 
     def __len__(self) -> int:
         return self.blocks

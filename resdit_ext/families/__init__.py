@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..control.format import ControlFormat
 from ..errors import Unsupported
 from ..method.layout import Grid
+from ..method.layout_steps import ModelCall
 from ..method.run import Run
 
 LATENT_PATCH = 2  # latent pixels a side of a token, in all families so far
@@ -31,14 +32,8 @@ class Adapter(Protocol):
     def grid(self, latent: Tensor) -> Grid:
         """The token grid of a latent (B, C, H, W)."""
 
-    def call_with_resdit(
-        self, run: Run, predict: Callable[..., Tensor], latent: Tensor, text: int, sigma: float
-    ) -> Tensor:
-        """The prediction for `latent` at noise level `sigma`, with `text` tokens of text.
-
-        `predict(latent, tokens=None)` is the host's model call; `tokens` are the indices of a patch's tokens, by which
-        the host cuts to size what it passes per token (ControlNet's residuals).
-        """
+    def call_with_resdit(self, run: Run, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
+        """The prediction of the host's model for `latent` at noise level `sigma`, with `text` tokens of text."""
 
 
 class WebUIClass(Protocol):

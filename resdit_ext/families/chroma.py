@@ -33,7 +33,8 @@ FAMILY = Family(
         "ChromaTransformer2DModel": RotaryProcessors(
             mask=lambda given: given.get("attention_mask"),
             masks=OuterMask,
-            without_mask=lambda given: {**given, "attention_mask": None},
+            with_mask=lambda given, mask: {**given, "attention_mask": mask},
+            enlarges=True,
         ).around_calls
     },
     support={

@@ -34,6 +34,11 @@ def attention_mask(given: dict) -> object | None:
     return (given.get("joint_attention_kwargs") or {}).get("attention_mask")
 
 
+def with_mask(given: dict, mask: object | None) -> dict:
+    """The arguments with another attention mask."""
+    return {**given, "joint_attention_kwargs": {**given["joint_attention_kwargs"], "attention_mask": mask}}
+
+
 TRANSFORMER = "models/transformers/transformer_flux.py"
 FORGE = Support("dev, schnell, Krea, Fill, Depth, Canny", {"backend/nn/flux.py": ("attention(q, k, v, pe)",)})
 FAMILY = Family(
@@ -42,7 +47,7 @@ FAMILY = Family(
     rank=0,
     webui=RotaryBlocks(claims, refusal),
     diffusers={
-        "FluxTransformer2DModel": RotaryProcessors(mask=attention_mask).around_calls,
+        "FluxTransformer2DModel": RotaryProcessors(mask=attention_mask, with_mask=with_mask).around_calls,
         "FluxControlNetModel": around_token_net,
     },
     control=TokenNets(

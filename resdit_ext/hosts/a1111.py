@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
 from ..families import Family, RecognisedModel, families, identify
+from ..method.layout_steps import BaseView, ModelCall
 from ..method.run import Run
 from ..monkeypatch import is_ours, replacing, without_ours
 from .protocol import ControlServices, Say
@@ -31,7 +33,11 @@ def attach(denoiser: nn.Module, model: RecognisedModel, run: Run) -> None:
         def predict(latent: Tensor, _: Tensor | None = None) -> Tensor:
             return inner(latent, sigma, cond=cond)
 
-        return model.adapter.call_with_resdit(run, predict, x, cond["crossattn"].shape[1], float(sigma.max()))
+        def predict_at_base(latent: Tensor, level: float, _: BaseView) -> Tensor:
+            return inner(latent, torch.full_like(sigma, level), cond=cond)
+
+        ours = ModelCall(predict, predict_at_base)
+        return model.adapter.call_with_resdit(run, ours, x, cond["crossattn"].shape[1], float(sigma.max()))
 
     denoiser.forward = replacing(forward, inner, ATTACHED)
 

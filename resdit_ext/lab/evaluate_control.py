@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..method.config import BALANCED, FAST
+from ..method.config import BALANCED, SCALED
 from ..method.layout import Grid, make_layout
 from .control import CONTROLS, MicroControl, control_error, load_control, sample_controlled
 from .demo import contact_sheet, save_sheet
@@ -21,15 +21,15 @@ from .sampling import sample
 from .scenes import WIDE_ROOM, Scene, depth_map, random_scene
 
 SHOWN = ("control_error", "ok", "iou", "tex_object", "tex_ground", "psd_hf", "seam")
-NO_CONTROL, PLAIN, UNTREATED, FAST_PRESET, CONTROLLED = (
+NO_CONTROL, PLAIN, UNTREATED, SCALED_PRESET, CONTROLLED = (
     "ResDiT, no control",
     "control, no ResDiT",
     "control net as it is",
-    "control, Fast preset",
+    "control, Scaled positions",
     "control",
 )
 _BALANCED = replace(BALANCED, base_tokens=BASE_TOKENS)
-_FAST = replace(FAST, base_tokens=BASE_TOKENS)
+_SCALED = replace(SCALED, base_tokens=BASE_TOKENS)
 SEEDS = 16
 
 
@@ -43,17 +43,16 @@ def picture_of(control: MicroControl, name: str, grid: Grid, seed: int) -> np.nd
     scene = scene_of(seed)
     if name == NO_CONTROL:
         return sample(control.base, [scene.prompt], grid, [seed], _BALANCED)[0]
-    config = {PLAIN: None, FAST_PRESET: _FAST}.get(name, _BALANCED)
+    config = {PLAIN: None, SCALED_PRESET: _SCALED}.get(name, _BALANCED)
     return sample_controlled(control, scene, grid, seed, config, net_too=name != UNTREATED)
 
 
 def rows_for(control: MicroControl, grid: Grid) -> Sequence[str]:
-    """The table's rows for a size: at the base size there is nothing to treat, and SD3's nets have no fast mode."""
+    """The table's rows for a size: at the base size there is nothing to treat."""
     if grid.tokens <= BASE_TOKENS:
         return NO_CONTROL, CONTROLLED
     plain = (PLAIN, UNTREATED) if control.base.reaches(grid) else ()
-    fast = (FAST_PRESET,) if control.name.startswith("flux") else ()
-    return NO_CONTROL, *plain, *fast, CONTROLLED
+    return NO_CONTROL, *plain, SCALED_PRESET, CONTROLLED
 
 
 def control_sheet(out: Path, scale: int = 3, seed: int = FIRST_SEED) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..method.config import BALANCED, FAST, MORE_DETAIL, MORE_STRUCTURE, PAPER, ResDiTConfig
+from ..method.config import BALANCED, PAPER, SCALED, ResDiTConfig
 from ..method.layout import Grid
 from .model import BASE_TOKENS
 
@@ -20,11 +20,11 @@ METHODS: dict[str, ResDiTConfig | None] = {
     "Paper w/o MOP and GWS": replace(_PAPER, overlap=False, splice="mean"),
     "Paper w/o GWS": replace(_PAPER, splice="mean"),
     "Paper": _PAPER,
+    "Scaled positions": replace(SCALED, base_tokens=BASE_TOKENS),
+    "Scaled positions, fast": replace(SCALED, speed="fast", base_tokens=BASE_TOKENS),
+    "Scaled positions, fastest": replace(SCALED, speed="fastest", base_tokens=BASE_TOKENS),
     "Balanced": replace(BALANCED, base_tokens=BASE_TOKENS),
-    "Fast": replace(FAST, base_tokens=BASE_TOKENS),
-    "Fastest": replace(FAST, speed="fastest", base_tokens=BASE_TOKENS),
-    "More detail": replace(MORE_DETAIL, base_tokens=BASE_TOKENS),
-    "More structure": replace(MORE_STRUCTURE, base_tokens=BASE_TOKENS),
+    "Balanced, exact": replace(BALANCED, speed="exact", base_tokens=BASE_TOKENS),
 }
 
 

@@ -178,6 +178,11 @@ def save_weights(model: nn.Module, path: Path) -> None:
     save_file({name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()}, path)
 
 
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Read what `save_weights` wrote into a model of float32."""
+    model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+
+
 def weights_of(name: str) -> Path:
     """The file with a micro model's trained weights."""
     return Path(__file__).with_name(f"micro_{name.replace('-', '_')}.safetensors")
@@ -191,5 +196,5 @@ def load_micro(name: str, path: Path | None = None) -> MicroModel:
             f"no weights at {path}; train them with: python -m resdit_ext train --model {name} --out {path}"
         )
     model = MODELS[name]()
-    model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    load_weights(model, path)
     return model.eval().requires_grad_(False)

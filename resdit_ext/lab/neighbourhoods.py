@@ -16,9 +16,9 @@ from torch import Tensor
 from ..method.layout import Grid, base_grid
 from ..method.positions import grid_positions
 from ..method.rotary import RotaryTable, rotate
-from .layout_steps import Velocity
 from .model import BASE_TOKENS, TEXT_TOKENS, MicroModel
 from .open_attention import opened, rotary_of, softmax_attention
+from .sampling import Velocity
 
 
 def axis_tiles(length: int, window: int, shift: int) -> list[tuple[int, int]]:

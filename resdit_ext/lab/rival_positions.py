@@ -16,9 +16,9 @@ from torch import Tensor
 from ..method.layout import Grid, base_grid
 from ..method.positions import grid_positions
 from ..method.rotary import RotaryTable, rotate
-from .layout_steps import Velocity
 from .model import BASE_TOKENS, TEXT_TOKENS, MicroModel
 from .open_attention import AXES, THETA, opened, softmax_attention, with_text
+from .sampling import Velocity
 
 # (axis channels d, scale s, base side L0, sigma) -> (d/2,) float64 frequencies in radians per token
 Frequencies = Callable[[int, float, int, float], Tensor]

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..hosts.diffusers import apply_resdit, remove_resdit
@@ -20,16 +21,16 @@ from ..method.blend import splice_into, splice_weights
 from ..method.config import BALANCED, ResDiTConfig
 from ..method.layout import Grid, make_layout
 from ..method.positions import patch_indices
-from .layout_steps import BaseView, Velocity
-from .model import BASE_TOKENS, MicroModel, tokenize, tokens_to_pictures
+from .model import BASE_TOKENS, MicroModel, to_latent, to_tokens, tokenize, tokens_to_pictures
 from .neighbourhoods import in_neighbourhoods
 from .rival_positions import POSITIONS, at_positions, clipped_ntk, proportional
-from .sampling import STEPS, noise_for, sigmas_of
+from .sampling import STEPS, Velocity, noise_for, sigmas_of
 
 Rival = Callable[[MicroModel, Sequence[str], Grid, Sequence[int], int], np.ndarray]
 Guide = Callable[[Tensor, Tensor, float], Tensor]  # (x, v, sigma) -> v
 RESDIT = replace(BALANCED, base_tokens=BASE_TOKENS)
-SCALED = replace(RESDIT, global_until=1.0, fused_until=1.0)  # scaled positions and the log scale alone
+# Scaled positions and the log scale alone.
+SCALED = replace(RESDIT, layout="scaled", speed="exact", global_until=1.0, fused_until=1.0)
 
 
 def noises(grid: Grid, seeds: Sequence[int]) -> Tensor:
@@ -55,18 +56,19 @@ def pictures(x: Tensor, height: int) -> np.ndarray:
     return (tokens_to_pictures(x, height).clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
 
 
-def view_of(grid: Grid) -> BaseView:
-    """Averages to the base grid, and bicubic enlargement from it."""
-    return BaseView(make_layout(grid, RESDIT))
+def enlarged(tokens: Tensor, before: Grid, after: Grid) -> Tensor:
+    """Tokens (B, h*w, C), bicubically as a latent: (B, H*W, C)."""
+    size = 2 * after.height, 2 * after.width
+    return to_tokens(F.interpolate(to_latent(tokens, before.height), size=size, mode="bicubic"))
 
 
 def base_picture(
-    model: Velocity, words: Tensor, view: BaseView, seeds: Sequence[int], levels: Sequence[float]
+    model: Velocity, words: Tensor, grid: Grid, seeds: Sequence[int], levels: Sequence[float]
 ) -> tuple[Tensor, list[Tensor]]:
-    """The model's own picture at the base size, enlarged (B, H*W, C), and what its steps saw, enlarged."""
-    base = view.layout.base
+    """The model's own picture at the base size, enlarged to the grid (B, H*W, C), and what its steps saw, enlarged."""
+    base = make_layout(grid, RESDIT).base
     x, seen = flow(model, noises(base, seeds), words, base.height, levels)
-    return view.enlarge(x), [view.enlarge(clean) for clean in seen]
+    return enlarged(x, base, grid), [enlarged(clean, base, grid) for clean in seen]
 
 
 def lower(levels: Sequence[float], strength: float) -> list[float]:
@@ -106,7 +108,7 @@ def hires_pass(
     words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
         return plain_way(model, prompts, grid, seeds, steps, change=lambda model: model)
-    clean, _ = base_picture(model, words, view_of(grid), seeds, levels)
+    clean, _ = base_picture(model, words, grid, seeds, levels)
     rest = lower(levels, strength)
     x = (1 - rest[0]) * clean + rest[0] * noises(grid, seeds)
     if config is not None:
@@ -169,10 +171,10 @@ def hiflow(
     Starts from the noised base picture; both weights fall to zero with the noise level; 10 theta for theta and
     proportional attention, as its authors set them.
     """
-    words, levels, view = tokenize(list(prompts)), sigmas_of(steps), view_of(grid)
+    words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
         return plain_way(model, prompts, grid, seeds, steps, change=lambda model: model)
-    clean, seen = base_picture(model, words, view, seeds, levels)
+    clean, seen = base_picture(model, words, grid, seeds, levels)
     seen_at = dict(zip(levels, seen, strict=False))
     noise, rest = noises(grid, seeds), lower(levels, strength)
     last: dict[str, Tensor] = {}
@@ -218,10 +220,10 @@ def i_max(
     v + c P(v_G - v) with a Haar low band P and c falling as a cosine; clipped 10 theta, proportional attention, a
     timestep shift (twice the native one, as its authors set it).
     """
-    words, levels, view = tokenize(list(prompts)), sigmas_of(steps), view_of(grid)
+    words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
         return plain_way(model, prompts, grid, seeds, steps, change=lambda model: model)
-    clean, _ = base_picture(model, words, view, seeds, levels)
+    clean, _ = base_picture(model, words, grid, seeds, levels)
 
     def guide(x: Tensor, v: Tensor, sigma: float) -> Tensor:
         c = (1 - math.cos(math.pi * sigma)) / 2

@@ -15,6 +15,7 @@ from ..method.layout import Grid
 from .model import LATENT_CHANNELS, MicroModel, tokenize, tokens_to_pictures
 
 STEPS = 35
+Velocity = Callable[..., torch.Tensor]  # (tokens (B, H*W, C), sigma (B,), words, height) -> tokens
 
 
 def sigmas_of(steps: int = STEPS) -> list[float]:
@@ -42,7 +43,7 @@ def noise_for(grid: Grid, seed: int) -> torch.Tensor:
 
 
 def euler(
-    velocity: Callable[..., torch.Tensor],
+    velocity: Velocity,
     prompts: Sequence[str],
     grid: Grid,
     seeds: Sequence[int],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..method.layout import Layout
-from .layout_steps import Velocity
+from .sampling import Velocity
 
 LEVELS = (0.6, 0.85)  # noise levels between which it is looked again: where texture forms
 

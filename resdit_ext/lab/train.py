@@ -1,4 +1,4 @@
-"""Train a micro model from scratch on scenes drawn as they are needed: resumable, under an hour on two cores."""
+"""Train a micro model on scenes drawn as they are needed, from scratch or from weights: resumable, on two cores."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tqdm import trange
 
 from ..method.layout import Grid
 from .control import CONTROLS, hint_of
-from .model import MODELS, PIXELS_PER_TOKEN, pictures_to_tokens, save_weights, tokenize
-from .scenes import ROOM, WIDE_ROOM, random_scene, render
+from .model import MODELS, PIXELS_PER_TOKEN, load_weights, pictures_to_tokens, save_weights, tokenize
+from .scenes import LONG_ROOM, ROOM, WIDE_ROOM, Scene, Window, random_scene, render
 
 TRAINABLE = MODELS | CONTROLS
 
@@ -25,6 +25,13 @@ TRAINABLE = MODELS | CONTROLS
 SQUARE = (16, 16)
 BUCKETS = ((14, 18), (18, 14), (13, 20), (20, 13), (11, 23), (23, 11), (9, 28), (28, 9))
 SQUARE_SHARE = 0.5
+LONG = 1.5  # sides' ratio from which on the object takes more of the short side
+
+# And they saw close-ups: a window of a larger render, which a patch of a large picture is. Below the highest noise
+# levels alone, so that no picture begins as one.
+CLOSE_UP_SHARE = 0.4
+CLOSE_UP_SCALES = (1.5, 4.5)
+CLOSE_UP_LEVEL = 0.92
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,19 @@ class TrainConfig:
     model: str = "flux"
     decay_from: float = 0.4  # share of the run at constant rate before the linear decay to zero
     batch: int = 32
-    rate: float | None = None  # the model's own by default
+    rate: float | None = None  # the model's own by default, half of it in a fine-tune
     text_dropout: float = 0.1
     seed: int = 0
     save_every: int = 250
+    start: Path | None = None  # weights to go on from: a fine-tune
+
+
+def close_up(scene: Scene, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """(height, width, 3) pixels cut at random from a random larger render of the scene."""
+    scale = rng.uniform(*CLOSE_UP_SCALES)
+    tall, wide = round(scale * height), round(scale * width)
+    window = Window(int(rng.integers(tall - height + 1)), int(rng.integers(wide - width + 1)), height, width)
+    return render(scene, tall, wide, window)
 
 
 def make_batch(config: TrainConfig, step: int) -> tuple:
@@ -46,18 +62,30 @@ def make_batch(config: TrainConfig, step: int) -> tuple:
     rng = np.random.default_rng((config.seed, step))
     height, width = SQUARE if rng.random() < SQUARE_SHARE else BUCKETS[rng.integers(len(BUCKETS))]
     controlled = config.model in CONTROLS
-    scenes = [random_scene(rng, room=WIDE_ROOM if controlled else ROOM) for _ in range(config.batch)]
-    pictures = np.stack([render(scene, PIXELS_PER_TOKEN * height, PIXELS_PER_TOKEN * width) for scene in scenes])
+    room = WIDE_ROOM if controlled else LONG_ROOM if max(height, width) >= LONG * min(height, width) else ROOM
+    scenes = [random_scene(rng, room=room) for _ in range(config.batch)]
+    # A control net's hint is of the whole scene.
+    close = np.zeros(config.batch, bool) if controlled else rng.random(config.batch) < CLOSE_UP_SHARE
+    size = PIXELS_PER_TOKEN * height, PIXELS_PER_TOKEN * width
+    pictures = np.stack(
+        [
+            close_up(scene, *size, rng) if near else render(scene, *size)
+            for scene, near in zip(scenes, close, strict=True)
+        ]
+    )
     tokens = pictures_to_tokens(torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1)
     prompts = ["" if rng.random() < config.text_dropout else scene.prompt for scene in scenes]
     noise = torch.from_numpy(rng.standard_normal(tokens.shape, dtype=np.float32))
     sigma = torch.sigmoid(torch.from_numpy(0.4 + 1.2 * rng.standard_normal(config.batch, dtype=np.float32)))
+    sigma *= torch.where(torch.from_numpy(close), CLOSE_UP_LEVEL, 1.0)
     hint = (torch.cat([hint_of(scene, Grid(height, width)) for scene in scenes]),) if controlled else ()
     return tokens, noise, sigma, tokenize(prompts), height, *hint
 
 
-def make_optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for all else."""
+def make_optimizers(model: nn.Module, rate: float, fine_tune: bool = False) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices and AdamW for all else; a fine-tune, which needs less, has AdamW alone."""
+    if fine_tune:
+        return [torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         in_block = "transformer_blocks" in name
@@ -71,8 +99,9 @@ def make_optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer
 def flow_loss(model: nn.Module, tokens: Tensor, noise: Tensor, sigma: Tensor, *given: object) -> Tensor:
     """Mean squared error of the velocity `noise - x0` at `x = (1 - sigma) x0 + sigma noise`."""
     mix = sigma[:, None, None]
+    fast_bfloat16 = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")  # there it is ten times slower
     # At 288 tokens the plain product's backward is faster on a CPU than the fused kernel's.
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with torch.autocast("cpu", torch.bfloat16, fast_bfloat16), sdpa_kernel(SDPBackend.MATH):
         velocity = model((1 - mix) * tokens + mix * noise, sigma, *given)
     return (velocity.float() - (noise - tokens)).square().mean()
 
@@ -114,10 +143,14 @@ def train(out: Path, config: TrainConfig) -> float:
     """Train, resuming from `out`'s .state file if there is one; returns the mean loss of the last 100 steps."""
     torch.manual_seed(config.seed)
     model = TRAINABLE[config.model]()
+    fine_tune = config.start is not None
+    if fine_tune:
+        load_weights(getattr(model, "net", model), config.start)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    rate = config.rate or model.training_rate
-    optimizers = make_optimizers(model, rate)
+    rate = config.rate or model.training_rate / (2 if fine_tune else 1)
+    optimizers = make_optimizers(model, rate, fine_tune)
     state = out.with_suffix(".state")
+    out.parent.mkdir(parents=True, exist_ok=True)
     start = load_state(state, model, average, optimizers) if state.is_file() else 0
     losses: list[float] = []
     for step in (bar := trange(start, config.steps, initial=start, total=config.steps, desc="train")):

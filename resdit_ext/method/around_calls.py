@@ -1,9 +1,9 @@
-"""The paper's two branches around whole model calls: one at scaled positions (PES), one for each patch (PIPE), joined.
+"""The paper's two branches around whole model calls: one for the whole, one for each patch (PIPE), joined.
 
 For models whose positions are added to the tokens (SD3) a patch cannot be given positions of its own inside a block,
 which the paper leaves open. A call of the model on the patch alone gives it the spacing and the context it was trained
 with, in every block. As fusion (PSF) and splice (GWS) are linear and act on each channel alone, they are applied once,
-to the prediction.
+to the prediction. The call for the whole is one at scaled positions (PES), or one at the base size (`layout_steps`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from .blend import Joiner
 from .config import ResDiTConfig
 from .layout import Grid, Layout
+from .layout_steps import ModelCall, layout_prediction
 from .phases import Phase
 from .position_table import PositionTable
 from .positions import patch_indices
@@ -80,7 +81,7 @@ def resdit_prediction(
     latent: Tensor,
     plan: CallPlan,
     phase: Phase,
-    predict_global: Callable[[Tensor], Tensor],
+    predict_whole: Callable[[Tensor], Tensor],
     predict_patch: Callable[[Tensor, int], Tensor],
 ) -> Tensor:
     """ResDiT's prediction in place of the model's own at a size it was not trained at: PES, PIPE, PSF and GWS.
@@ -89,15 +90,15 @@ def resdit_prediction(
         latent: (B, C, 2H, 2W), on the plan's grid.
         plan: made for this grid.
         phase: what this model call computes.
-        predict_global: the model on the whole latent at scaled positions (PES).
+        predict_whole: the model on the whole latent at scaled positions (PES), or on the base grid.
         predict_patch: the model on a patch (B, C, 2h, 2w), given also its number, at its own positions (PIPE).
 
     Returns:
         (B, C, 2H, 2W) in the prediction's dtype. Noise, velocity and denoised latent all do: at one noise level each is
         an affine function of the others, and fusion and splice keep such functions.
     """
-    whole = None if phase is Phase.LOCAL else predict_global(latent)
-    if phase is Phase.GLOBAL:
+    whole = None if phase is Phase.LOCAL else predict_whole(latent)
+    if phase in (Phase.GLOBAL, Phase.LAYOUT):
         return whole
     base, canvas = plan.layout.base, None
     for number, start in enumerate(plan.layout.patches):
@@ -113,7 +114,7 @@ def resdit_prediction(
 
 def call_by_patches(
     run: Run,
-    predict: Callable[..., Tensor],
+    call: ModelCall,
     latent: Tensor,
     text: int,
     sigma: float,
@@ -124,7 +125,7 @@ def call_by_patches(
 
     Args:
         run: the generation's parameters and plans.
-        predict: `predict(latent, tokens=None)`, the host's model call; `tokens` are the indices of a patch's tokens.
+        call: the host's model.
         latent: the model's input.
         text: number of text tokens.
         sigma: the call's noise level.
@@ -135,7 +136,7 @@ def call_by_patches(
     layout = run.layout(Grid(height // 2, width // 2))
     if layout.is_base or height % 2 or width % 2:  # an odd side is the host's to refuse
         run.calls["base"] += 1
-        return predict(latent)
+        return call.predict(latent)
     phase = run.begin_call(sigma)
 
     def make_plan() -> CallPlan:
@@ -143,14 +144,16 @@ def call_by_patches(
 
     plan = run.cached((layout, text, str(latent.device)), make_plan)
 
-    def predict_global(whole: Tensor) -> Tensor:
+    def predict_whole(whole: Tensor) -> Tensor:
         run.calls["model calls"] += 1
+        if run.config.layout == "base":
+            return layout_prediction(call, run.view(layout, whole), whole, sigma)
         with adjusted(plan.global_positions(), plan.logit_scale):
-            return predict(whole)
+            return call.predict(whole)
 
     def predict_patch(patch: Tensor, number: int) -> Tensor:
         run.calls["model calls"] += 1
         with adjusted(plan.patch_positions(number), 1.0):
-            return predict(patch, plan.tokens[number])
+            return call.predict(patch, plan.tokens[number])
 
-    return resdit_prediction(latent, plan, phase, predict_global, predict_patch)
+    return resdit_prediction(latent, plan, phase, predict_whole, predict_patch)

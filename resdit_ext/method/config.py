@@ -54,11 +54,13 @@ def _number(default: float | str, low: float, high: float, *choices: str) -> obj
 class ResDiTConfig:
     """Parameters of ResDiT; the defaults are the Balanced setting.
 
-    Phases are shares of the run's steps: global only up to `global_until`, fused up to `fused_until`, local only
-    after it (`fused_until=1` leaves no local phase; `global_until=1` leaves scaled positions alone).
+    A run has three phases. The first makes the layout: with `layout` "base" in calls at the base size, down to the
+    noise level `layout_until`; with "scaled", the paper's way, by the global branch alone, up to `global_until`, a
+    share of the run's steps (1 leaves scaled positions alone). Then both branches are fused up to `fused_until`, and
+    after that share of the steps the local one is alone (1 leaves no such phase).
 
     Attributes:
-        global_until: share of the steps with the global branch alone.
+        global_until: share of the steps with the global branch alone; no effect with `layout` "base".
         fused_until: share of the steps by which the fused phase ends.
         cutoff: pass band of the fusion's low-pass, as a share of `cutoff_unit`.
         cutoff_unit: "nyquist" (0.5 cycles/token) or "sampling" (1 cycle/token).
@@ -69,6 +71,8 @@ class ResDiTConfig:
         chunk_mb: most memory for the patches attended to at once, in MiB; it changes the speed, never the result.
         speed: "exact"; "fast": from 2x on, the global branch of fused calls sees the image in means of 2x2 tokens;
             "fastest": that of global calls as well.
+        layout: "base" or "scaled".
+        layout_until: noise level, 0 to 1, where the steps at the base size end; no effect with `layout` "scaled".
         pes, pipe, fusion, overlap, splice: the method's parts, to be left out one by one in an ablation.
     """
 
@@ -81,7 +85,9 @@ class ResDiTConfig:
     base_shape: str = _one_of("aspect", "aspect", "square")
     splice_sigma: float = _number(0.25, 0.05, 2)
     chunk_mb: int = _number(512, 1, 65536)
-    speed: str = _one_of("exact", "exact", "fast", "fastest")
+    speed: str = _one_of("fast", "exact", "fast", "fastest")
+    layout: str = _one_of("base", "base", "scaled")
+    layout_until: float = _number(0.8, 0, 1)
     pes: bool = _one_of(True, True, False)
     pipe: bool = _one_of(True, True, False)
     fusion: str = _one_of("frequency", "frequency", "mean")
@@ -91,7 +97,7 @@ class ResDiTConfig:
     def __post_init__(self) -> None:
         for each in fields(self):
             each.metadata["allowed"].check(each.name, getattr(self, each.name))
-        if self.fused_until < self.global_until:
+        if self.layout == "scaled" and self.fused_until < self.global_until:
             raise ResDiTError(
                 f"fused_until is {self.fused_until!r}, below global_until {self.global_until!r}; "
                 "raise it to at least that (equal: no fused phase)"
@@ -121,14 +127,6 @@ class ResDiTConfig:
 
 
 BALANCED = ResDiTConfig()
-PAPER = ResDiTConfig(fused_until=0.57, attention_scale="off")
-MORE_DETAIL = ResDiTConfig(global_until=0.14)  # 5 of 35 steps: patches have longer to agree on the texture
-MORE_STRUCTURE = ResDiTConfig(global_until=0.43)  # 16 of 35 steps
-FAST = ResDiTConfig(speed="fast")
-PRESETS = {
-    "Balanced": BALANCED,
-    "Fast": FAST,
-    "More detail": MORE_DETAIL,
-    "More structure": MORE_STRUCTURE,
-    "Paper": PAPER,
-}
+SCALED = ResDiTConfig(layout="scaled", speed="exact")  # what Balanced was before version 0.2.1
+PAPER = ResDiTConfig(layout="scaled", speed="exact", fused_until=0.57, attention_scale="off")
+PRESETS = {"Balanced": BALANCED, "Scaled positions": SCALED, "Paper": PAPER}

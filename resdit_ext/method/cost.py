@@ -13,20 +13,27 @@ from .pooling import coarse_grid
 DECODE_VALUES, ENCODE_VALUES = 960, 576
 
 
-def attention_cost(layout: Layout, config: ResDiTConfig, steps: int, text: int, skipped: int = 0) -> float:
+def attention_cost(
+    layout: Layout, config: ResDiTConfig, steps: int, text: int, skipped: int = 0, around_calls: bool = False
+) -> float:
     """Operations of a run's attention relative to plain attention at the same size and number of steps.
 
     Queries times keys, summed over the branches of every step but the first `skipped`; what the method adds around them
-    is not counted. `text` is the number of text tokens.
+    is not counted. `text` is the number of text tokens; `around_calls` is for models whose patches are whole calls.
     """
     grid, base = layout.grid, layout.base
     whole, patch = text + grid.tokens, text + base.tokens
     few = text + coarse_grid(grid).tokens
     pooled = pooled_phases(layout, config)
     local = len(layout.patches) * patch**2
+    if around_calls:
+        of_whole = patch**2 if config.layout == "base" else whole**2
+    else:
+        of_whole = few**2 if Phase.FUSED in pooled else whole**2
     per_step = {
+        Phase.LAYOUT: patch**2,
         Phase.GLOBAL: whole * (few if Phase.GLOBAL in pooled else whole),
-        Phase.FUSED: (few**2 if Phase.FUSED in pooled else whole**2) + local,
+        Phase.FUSED: of_whole + local,
         Phase.LOCAL: local,
     }
     phases = steps_per_phase(config, steps, skipped)

@@ -1,7 +1,8 @@
 """The paper's schedule: of 35 steps 1-10 compute the global branch alone, 11-20 both, fused, and 21-35 the local one.
 
 For another number of steps the same shares, kept as noise levels: which branch a call needs follows from its level
-alone, without counters, so that any sampler may call in any order.
+alone, without counters, so that any sampler may call in any order. Steps at the base size, ours, which take the place
+of the first part, are ended by a noise level itself, as noise decides what can be seen.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ LOWEST_START = 0.7  # the hosts' "DDIM" schedule type starts at .75 in two steps
 class Phase(Enum):
     """What a model call computes: a part of the paper's schedule."""
 
+    LAYOUT = "layout"
     GLOBAL = "global"
     FUSED = "fused"
     LOCAL = "local"
@@ -57,17 +59,18 @@ def levels_between(sigmas: Sequence[float], start: float, end: float) -> tuple[f
 
 @dataclass(frozen=True)
 class Schedule:
-    """Phases as noise levels: global above `global_end`, fused above `fused_end`, local below."""
+    """Phases as noise levels: the first above `first_end`, fused above `fused_end`, local below."""
 
-    global_end: float
+    first_end: float
     fused_end: float
     top: float = 1.0
+    first: Phase = Phase.GLOBAL
 
     def phase(self, sigma: float) -> Phase:
         """The phase of a model call at `sigma`; NaN counts as the top, values outside [0, top] as the nearest."""
         sigma = self.top if math.isnan(sigma) else min(max(sigma, 0.0), self.top)
-        if sigma > self.global_end:
-            return Phase.GLOBAL
+        if sigma > self.first_end:
+            return self.first
         return Phase.FUSED if sigma > self.fused_end else Phase.LOCAL
 
     def is_out_of_range(self, sigma: float) -> bool:
@@ -99,11 +102,11 @@ def fault_in(sigmas: Sequence[float]) -> str | None:
 
 def make_schedule(config: ResDiTConfig, sigmas: Sequence[float]) -> Schedule:
     """Turn the configuration's shares of steps into noise levels of the run's full list `sigmas`."""
-    return Schedule(
-        global_end=boundary(sigmas, config.global_until),
-        fused_end=boundary(sigmas, config.fused_until),
-        top=max(sigmas),
-    )
+    if config.layout == "base":
+        first, first_end = Phase.LAYOUT, level_after(sigmas, sum(s > config.layout_until for s in sigmas[:-1]))
+    else:
+        first, first_end = Phase.GLOBAL, boundary(sigmas, config.global_until)
+    return Schedule(first_end, boundary(sigmas, config.fused_until), max(sigmas), first)
 
 
 def steps_per_phase(config: ResDiTConfig, steps: int, skipped: int = 0) -> dict[Phase, int]:

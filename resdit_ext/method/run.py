@@ -8,13 +8,15 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from .config import ResDiTConfig
 from .layout import Grid, Layout, make_layout
+from .layout_steps import BaseView, view_of
 from .phases import Phase, Schedule, fault_in, make_schedule, shifted_sigmas, usable_sigmas
 
 logger = logging.getLogger("ResDiT")
-KEPT = 8  # plans: for two lengths of text (guidance) on the four sizes that a picture's tiles can have
+KEPT = 12  # a view, and plans for two lengths of text (guidance), of the four sizes that a picture's tiles can have
 Made = TypeVar("Made")
 UNSUITABLE = "do not suit the model (try Euler with Simple)"
 ROUNDING = 0.25  # of a step, by which the host may have rounded a noise level up
@@ -79,10 +81,19 @@ class Run:
             self._said.add(message)
             self._say(message)
 
+    def steps(self) -> dict[Phase, int]:
+        """How many steps of the run's list fall in each phase."""
+        phases = [self.schedule.phase(sigma) for sigma in self.sigmas[:-1]]
+        return {phase: phases.count(phase) for phase in Phase if phase in phases}
+
     @torch.compiler.disable  # a compiled model would trace into the cache, and warn of it
     def layout(self, grid: Grid) -> Layout:
         """The layout of `grid` under this run's configuration."""
         return make_layout(grid, self.config)
+
+    def view(self, layout: Layout, latent: Tensor) -> BaseView:
+        """What the base grid sees of latents like this one."""
+        return self.cached(("view", layout, latent.shape, str(latent.device)), lambda: view_of(layout, latent))
 
     def begin_call(self, sigma: float) -> Phase:
         """Count the model call at `sigma`, tell `on_step` of it, and return its phase.

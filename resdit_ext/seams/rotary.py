@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from ..errors import Unsupported
 from ..method.in_attention import Attend, plan_for, resdit_attention
-from ..method.layout import Grid
+from ..method.layout import Grid, Layout
+from ..method.layout_steps import ModelCall, layout_prediction
+from ..method.phases import Phase
 from ..method.rotary import RotaryTable, rotary_table, rotate
 from ..method.run import Run
 from ..monkeypatch import intercepted, redirected
@@ -176,14 +178,30 @@ class RotaryAdapter:
         """The token grid of a latent (B, C, H, W); an odd side is padded by the model."""
         return Grid(-(-latent.shape[-2] // PATCH), -(-latent.shape[-1] // PATCH))
 
-    def call_with_resdit(
-        self, run: Run, predict: Callable[..., Tensor], latent: Tensor, text: int, sigma: float
-    ) -> Tensor:
-        """One model call with the method in every block; at or below the base size the model's own.
+    def layout_step(self, run: Run, layout: Layout, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
+        """A call on the base grid; where later steps will be refused, which its attention tells, the model's own."""
+        refused = []
+
+        def watched(q: Tensor, *given: object) -> Tensor:
+            *_, mask, plain = given
+            reason = why_not(q.shape[2], text, layout.base, mask)
+            refused.extend([reason] if reason else [])
+            run.calls["blocks"] += not reason
+            return plain()
+
+        with self.way.replaced(self.module, self.embedder, watched):
+            prediction = layout_prediction(call, run.view(layout, latent), latent, sigma)
+        if not refused:
+            return prediction
+        run.say(f"not active: {refused[0]}")
+        return call.predict(latent)
+
+    def call_with_resdit(self, run: Run, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
+        """One model call with the method in every block, or on the base grid; at or below its size the model's own.
 
         Args:
             run: the generation's parameters and plans.
-            predict: the host's model call.
+            call: the host's model.
             latent: the model's input (B, C, H, W).
             text: number of text tokens.
             sigma: the call's noise level.
@@ -191,8 +209,10 @@ class RotaryAdapter:
         layout = run.layout(self.grid(latent))
         if layout.is_base:
             run.calls["base"] += 1
-            return predict(latent)
+            return call.predict(latent)
         phase = run.begin_call(sigma)
+        if phase is Phase.LAYOUT:
+            return self.layout_step(run, layout, call, latent, text, sigma)
 
         def embed(positions: Tensor) -> RotaryTable:
             return rotary_table(image_ids(text, positions), tuple(self.embedder.axes_dim), self.embedder.theta)
@@ -207,4 +227,4 @@ class RotaryAdapter:
             return resdit_attention(q, k, v, plan_for(run, layout, text, embed, q.device), phase, attend)
 
         with self.way.replaced(self.module, self.embedder, method):
-            return predict(latent)
+            return call.predict(latent)

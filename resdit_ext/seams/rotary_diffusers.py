@@ -7,6 +7,7 @@ call and in those processors alone.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..control.added import control_on
+from ..control.token_nets import to_tokens
 from ..errors import Unsupported
+from ..method.around_calls import from_grid
 from ..method.in_attention import plan_for, resdit_attention
 from ..method.layout import Grid, Layout
+from ..method.layout_steps import BaseView, ModelCall, layout_prediction
 from ..method.phases import Phase
+from ..method.positions import grid_positions
 from ..method.rotary import RotaryTable, rotary_table
 from ..method.run import Run
 from ..monkeypatch import intercepted
@@ -26,6 +32,7 @@ from .processors import calling, check_names
 from .rotary import image_ids
 
 NEEDED = ("apply_rotary_emb", "dispatch_attention_fn")
+CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples")
 Call = Mapping[str, object]  # the arguments of a transformer's call, by name
 
 
@@ -42,6 +49,11 @@ def grid_of(img_ids: Tensor, tokens: int) -> Grid:
     if len(ids) != tokens or tokens % width:
         raise Unsupported(f"{tokens} image tokens are not a grid of rows of {width}")
     return Grid(tokens // width, width)
+
+
+def to_latent(tokens: Tensor, grid: Grid) -> Tensor:
+    """(B, H*W, 4C) tokens -> (B, C, 2H, 2W) latents."""
+    return from_grid(tokens.unflatten(1, (grid.height, grid.width)))
 
 
 def text_mask(mask: Tensor, text: int, tokens: int) -> Tensor:
@@ -133,13 +145,15 @@ class RotaryProcessors:
         blocks: the attributes that hold its blocks.
         mask: the attention mask among the arguments of a call, or None.
         masks: what such a mask means.
-        without_mask: the arguments without it, where the transformer is not to make it larger itself.
+        with_mask: the arguments with another mask in its place.
+        enlarges: whether the transformer makes a larger mask of it, which a call with the method is to be spared.
     """
 
     blocks: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
     mask: Callable[[Call], Tensor | None] = lambda _: None
     masks: type[KeyMask] | type[OuterMask] = KeyMask
-    without_mask: Callable[[Call], Call] = lambda given: given
+    with_mask: Callable[[Call, Tensor | None], Call] = lambda given, _: given
+    enlarges: bool = False
 
     def processors(self, transformer: nn.Module) -> list[object]:
         """What attends in the blocks; raises Unsupported where one does it in a way that is not known."""
@@ -189,6 +203,41 @@ class RotaryProcessors:
         with intercepted(calling(processor, replaced) for processor in self.processors(transformer)):
             yield
 
+    def at_base(self, given: Call, grid: Grid, latent: Tensor, level: float, view: BaseView) -> Call:
+        """The arguments of a call on the base grid, for a latent (B, C, 2h, 2w) there and its noise level.
+
+        What is given per token (conditions beside the latent, control, a mask) is brought to the base size.
+        """
+        hidden, base = given["hidden_states"], Grid(latent.shape[-2] // 2, latent.shape[-1] // 2)
+        tokens = to_tokens(latent)
+        if (given_too := hidden[..., tokens.shape[-1] :]).shape[-1]:
+            tokens = torch.cat((tokens, to_tokens(view.shrink(to_latent(given_too, grid)))), -1)
+        ids = image_ids(0, grid_positions(base)).to(given["img_ids"])
+        mine = given | {
+            "hidden_states": tokens,
+            "timestep": torch.full_like(given["timestep"], level),
+            "img_ids": ids[None] if given["img_ids"].ndim == 3 else ids,
+        }
+        for name in CONTROL:
+            if given.get(name) is not None:
+                mine[name] = control_on(given[name], grid, base)
+        mask = self.mask(given)
+        return mine if mask is None else self.with_mask(mine, mask[..., : mask.shape[-1] - grid.tokens + base.tokens])
+
+    def predict_at_base(
+        self, call: Callable, given: Call, layout: Layout, channels: int, run: Run, sigma: float
+    ) -> Tensor:
+        """A layout step: the velocity (B, H*W, C) that is made by a call on the base grid."""
+
+        def predict(latent: Tensor, level: float, view: BaseView) -> Tensor:
+            out = call(**self.at_base(given, layout.grid, latent, level, view) | {"return_dict": False})[0]
+            return to_latent(out, layout.base)
+
+        run.calls["model calls"] += 1
+        latent = to_latent(given["hidden_states"][..., :channels], layout.grid)
+        whole = ModelCall(call, predict, velocity=True)
+        return to_tokens(layout_prediction(whole, run.view(layout, latent), latent, sigma))
+
     def around_calls(self, transformer: nn.Module, run: Run) -> Callable:
         """`around(call, ...)` that calls the transformer with the method in its attention; raises Unsupported."""
         self.processors(transformer)
@@ -208,8 +257,13 @@ class RotaryProcessors:
             if layout.is_base:
                 run.calls["base"] += 1
                 return call(*args, **kwargs)
-            phase = run.begin_call(float(given["timestep"].max()))
+            phase = run.begin_call(sigma := float(given["timestep"].max()))
+            if phase is Phase.LAYOUT:
+                sample = self.predict_at_base(call, given, layout, transformer.out_channels, run, sigma)
+                if not given.get("return_dict", True):
+                    return (sample,)
+                return sys.modules[type(transformer).__module__].Transformer2DModelOutput(sample=sample)
             with self.attention_at(transformer, run, layout, text, phase, read):
-                return call(**self.without_mask(given))
+                return call(**(self.with_mask(given, None) if self.enlarges else given))
 
         return around

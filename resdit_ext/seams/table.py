@@ -5,7 +5,7 @@ Patches are whole calls of the model, so whatever attention a block has gets the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..method.around_calls import call_by_patches
 from ..method.layout import Grid
+from ..method.layout_steps import ModelCall
 from ..method.position_table import PositionTable
 from ..method.run import Run
 from ..monkeypatch import scaled_outputs, swapped
@@ -88,11 +89,9 @@ class TableAdapter:
         with ours, scaled_outputs(self.queries, logit_scale):
             yield
 
-    def call_with_resdit(
-        self, run: Run, predict: Callable[..., Tensor], latent: Tensor, text: int, sigma: float
-    ) -> Tensor:
-        """One prediction made of whole calls of the model: on the whole latent, and on each patch.
+    def call_with_resdit(self, run: Run, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
+        """One prediction made of whole calls of the model: one for the whole latent, and one on each patch.
 
-        The arguments are those of `rotary.RotaryAdapter`'s; `predict(latent, tokens)` is given a patch's tokens too.
+        The arguments are those of `rotary.RotaryAdapter`'s.
         """
-        return call_by_patches(run, predict, latent, text, sigma, self.table, self.adjusted)
+        return call_by_patches(run, call, latent, text, sigma, self.table, self.adjusted)

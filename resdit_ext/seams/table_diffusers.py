@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..control.added import control_on
 from ..errors import Unsupported
 from ..method.around_calls import call_by_patches
+from ..method.layout import Grid
+from ..method.layout_steps import BaseView, ModelCall
 from ..method.position_table import PositionTable
 from ..method.run import Run
 from ..monkeypatch import intercepted
@@ -62,8 +66,8 @@ def around_calls(transformer: object, run: Run) -> Callable:
         given = dict(zip(names, args, strict=False)) | kwargs
         control, options = given.get("block_controlnet_hidden_states"), given.get("joint_attention_kwargs")
 
-        def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
-            mine = given | {"hidden_states": latent, "return_dict": False}
+        def predict(latent: Tensor, tokens: Tensor | None = None, **changed: object) -> Tensor:
+            mine = given | {"hidden_states": latent, "return_dict": False} | changed
             if control is not None and tokens is not None:
                 mine["block_controlnet_hidden_states"] = (
                     control.on_patch(latent, tokens)
@@ -74,11 +78,18 @@ def around_calls(transformer: object, run: Run) -> Callable:
                 mine["joint_attention_kwargs"] = dict(options)  # a call takes the IP-Adapter's images out of it
             return call(**mine)[0]
 
+        def predict_at_base(latent: Tensor, level: float, _: BaseView) -> Tensor:
+            changed = {"timestep": torch.full_like(given["timestep"], TIMESTEPS * level)}
+            if control is not None:
+                grids = (Grid(x.shape[-2] // 2, x.shape[-1] // 2) for x in (given["hidden_states"], latent))
+                changed["block_controlnet_hidden_states"] = control_on(control, *grids)
+            return predict(latent, **changed)
+
         latent, text = given["hidden_states"], given["encoder_hidden_states"].shape[1]
         sigma = float(given["timestep"].max()) / TIMESTEPS
         sample = call_by_patches(
             run,
-            predict,
+            ModelCall(predict, predict_at_base, velocity=True),
             latent,
             text,
             sigma,

@@ -9,7 +9,7 @@ from ..method.cost import DECODE_VALUES, attention_cost
 from ..method.in_attention import pooled_phases
 from ..method.layout import Grid, Layout, make_layout
 from ..method.phases import steps_per_phase
-from .options import Request
+from .options import DEFAULTS, Request
 from .sizes import PIXELS_PER_TOKEN
 
 MEASURED_SCALE = 4.05  # the lab went to 4x
@@ -125,12 +125,12 @@ def forecast(
     if layout.is_base:
         base = request.values["base_size"]
         return Forecast(width, height, run, idle=f"{width}x{height} is not above the base size ({base} px squared)")
-    config, warnings = request.config, []
-    if config.speed != "exact" and not family.webui.pools:
+    config, warnings, pools = request.config, [], family.webui.pools
+    chosen = request.values["speed"] not in ("exact", DEFAULTS["speed"])
+    if not pools:
         config = replace(config, speed="exact")
-        warnings.append(f"speed has no effect on {family.name}")
-    elif config.speed != "exact" and not pooled_phases(layout, config):
-        warnings.append("speed has no effect below 2x")
+    if chosen and not pooled_phases(layout, config):
+        warnings.append("speed has no effect " + ("below 2x" if pools else f"on {family.name}"))
     if max(layout.scales) > MEASURED_SCALE:
         warnings.append("not tested beyond 4x")
     return Forecast(
@@ -140,7 +140,7 @@ def forecast(
         which,
         layout=layout,
         phases={phase.value: n for phase, n in steps_per_phase(config, steps, skipped).items() if n},
-        attention=attention_cost(layout, config, steps, family.longest_text, skipped),
+        attention=attention_cost(layout, config, steps, family.longest_text, skipped, around_calls=not pools),
         activations=family.activation_bytes(layout.grid),
         warnings=tuple(warnings),
     )

@@ -29,6 +29,8 @@ class Generation:
         begun: True once the noise is drawn: from then on the host's own size cannot be restored.
         runs: of its passes.
         sampler: a weak reference to the sampler of the last run.
+        told: how many steps of each phase the user was told of.
+        told_of_hires: whether those are of the hires pass.
         owns_final: whether ResDiT makes the picture that is saved, and so also prepares the VAE for it.
     """
 
@@ -37,6 +39,8 @@ class Generation:
     begun: bool = False
     runs: list[Run] = field(default_factory=list)
     sampler: Callable[[], object | None] = field(default=lambda: None)
+    told: dict[str, int] = field(default_factory=dict)
+    told_of_hires: bool = False
     owns_final: bool = False
 
     def release(self) -> None:

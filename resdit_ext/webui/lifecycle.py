@@ -75,6 +75,7 @@ def process(p: object, *_: object) -> None:
         p.extra_generation_params.update(infotext.parameters(generation.request, final_size(p)))
     else:
         p.extra_generation_params[infotext.REFUSED_KEY] = forecast.idle
+    generation.told, generation.told_of_hires = forecast.phases, forecast.which == "hires pass"
     generation.owns_final = forecast.active and (forecast.width, forecast.height) == final_size(p)
     if getattr(p, "init_images", None):
         prepare_vae(p, generation)  # img2img encodes its picture next; the host drops the VAE after that
@@ -89,6 +90,13 @@ def method_of_pass(p: object, grid: Grid) -> ActiveMethod | None:
     config = generation.request.config
     layout = make_layout(grid, config)
     return None if layout.is_base else (layout, config)
+
+
+def tell_other_steps(p: object, generation: Generation, run: Run) -> None:
+    """Say how many steps each phase has, where this sampler's noise levels make it others than was told."""
+    found = {phase.value: n for phase, n in run.steps().items()}
+    if in_hires(p) == generation.told_of_hires and found != generation.told:
+        run.say("with this sampler and schedule type: " + ", ".join(f"{n} {phase}" for phase, n in found.items()))
 
 
 @guarded
@@ -111,6 +119,7 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
         run.set_sigmas(sigmas_of_pass(p), steps.listed, steps.skipped)
         if hasattr(p.sampler, "get_timesteps"):
             run.say(f"the sampler's timesteps are made for older models: they {UNSUITABLE}")
+        tell_other_steps(p, generation, run)
         generation.runs.append(run)
         generation.sampler = weakref.ref(p.sampler)
     host_of(p).attach(p, model, run)

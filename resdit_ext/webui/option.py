@@ -24,6 +24,7 @@ class Option:
         advanced: whether it is among the advanced options on the page.
         key: its name in a picture's parameters.
         parameter: whether it is a parameter of the method.
+        older: what stood for a value that is not mentioned in versions before 0.2.1; None: the default, as now.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Option:
     advanced: bool = True
     key: str = ""
     parameter: bool = False
+    older: object = None
 
     @property
     def whole(self) -> bool:
@@ -67,3 +69,8 @@ class Option:
         if not self.low <= number <= self.high or (self.whole and number != int(number)):
             raise ResDiTError(f"{self.name} is {quoted(value)}; it must be {allowed}")
         return int(number) if self.whole else number
+
+
+def older_value(option: Option) -> object:
+    """What an option that is not mentioned stood for in versions before 0.2.1."""
+    return option.default if option.older is None else option.older

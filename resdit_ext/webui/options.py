@@ -77,7 +77,7 @@ OPTIONS = (
         "global_until",
         "ResDiT global until",
         "Global until",
-        "The layout phase ends at this fraction of the steps",
+        "With layout scaled: the layout phase ends at this fraction of the steps",
         step=0.005,
     ),
     _parameter(
@@ -140,8 +140,9 @@ OPTIONS = (
         "speed",
         "ResDiT speed",
         "Speed",
-        "From 2x on: coarser layout attention in fused steps (fast) or in all steps (fastest)",
+        "From 2x on: coarser attention over the whole picture in fused steps (fast) or in all steps (fastest)",
         advanced=False,
+        older="exact",
     ),
     _side("long_side", "ResDiT custom long side", "Custom long side"),
     Option(
@@ -152,6 +153,20 @@ OPTIONS = (
         "Which passes use ResDiT when Hires. fix is on",
         choices=(BOTH_PASSES, FIRST_PASS, HIRES_PASS),
         key="ResDiT apply to",
+    ),
+    _parameter(
+        "layout",
+        "ResDiT layout",
+        "Layout",
+        "What is where is decided at the base size (base, fast), or in the whole picture (scaled, as in the paper)",
+        older="scaled",
+    ),
+    _parameter(
+        "layout_until",
+        "ResDiT layout until",
+        "Layout until",
+        "With layout base: it is decided until this noise level; lower keeps closer to the base size's picture",
+        step=0.01,
     ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}

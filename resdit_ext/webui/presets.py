@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import ResDiTError, quoted, shortened
 from ..method.config import PRESETS, ResDiTConfig
+from .option import older_value
 from .options import BY_NAME, DEFAULTS, PARAMETERS
 
 logger = logging.getLogger("ResDiT")
@@ -58,14 +59,15 @@ def noted(problems: list[str], subject: str) -> Iterator[None]:
 
 
 def read_preset(name: str, entry: object, problems: list[str]) -> dict[str, object]:
-    """A preset as it is in the file, with defaults for missing and bad fields; raises ResDiTError where it is useless.
+    """A preset as it is in the file, with defaults for bad fields; raises ResDiTError where it is useless.
 
-    Bad fields are noted in `problems`. A missing one is not: a later release may have brought it.
+    Bad fields are noted in `problems`. A missing one is not: a later release has brought it, and it means what it was
+    before that.
     """
     check_name(name)
     if not isinstance(entry, dict):
         raise ResDiTError(f"it is a {type(entry).__name__}, not an object of options")
-    values = {field: DEFAULTS[field] for field in PARAMETERS}
+    values = {field: DEFAULTS[field] if field in entry else older_value(BY_NAME[field]) for field in PARAMETERS}
     for field, value in entry.items():
         with noted(problems, f"a field of preset {quoted(name)}"):
             values[field] = check_field(field, value)

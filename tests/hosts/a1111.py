@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resdit_ext import ResDiTConfig
 from resdit_ext.families import identify
 from resdit_ext.hosts.a1111 import attach
 from resdit_ext.method.layout import Grid, base_grid
@@ -26,10 +25,11 @@ from resdit_ext.monkeypatch import swapped
 from resdit_ext.webui import lifecycle
 from tests import reference
 from tests.hosts import kit
+from tests.settings import scaled
 
 EMPTY = ("shared", "devices", "sd_hijack", "models.sd3.sd3_cond")
 TABLE, STEP, TEXT, WIDTH = 24, 1 / 3, 11, 32  # the width is the text's
-CONFIG = ResDiTConfig(base_tokens=64, fused_until=0.57)
+CONFIG = scaled(base_tokens=64, fused_until=0.57)
 PHASES = {"global": 0.99, "fused": 0.8, "local": 0.1}
 
 

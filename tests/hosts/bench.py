@@ -17,10 +17,11 @@ from resdit_ext.method.run import Run
 from tests import reference
 from tests.attaching import attach
 from tests.hosts import kit
+from tests.settings import scaled
 
 CHECKS: dict[str, Callable[[Bench], str]] = {}
 # Base size 8 x 8 tokens (a latent of 16 x 16), and steps of all three phases.
-CONFIG = ResDiTConfig(base_tokens=64, fused_until=0.57)
+CONFIG = scaled(base_tokens=64, fused_until=0.57)
 PHASES = {"global": 0.99, "fused": 0.8, "local": 0.1}  # a noise level of each on FLUX's own list of 35 steps
 BASE, TRIPLE = (16, 16), (48, 48)
 

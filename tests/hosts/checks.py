@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.hosts import (  # noqa: F401 (importing registers the checks)
     checks_chroma,
     checks_control,
+    checks_layout,
     checks_method,
     checks_sd3,
     checks_state,

@@ -14,8 +14,9 @@ from resdit_ext.monkeypatch import swapped
 from tests.attaching import attach
 from tests.hosts import kit
 from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, attention_error, big, check, same, small
+from tests.settings import scaled
 
-NATIVE = ResDiTConfig(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
+NATIVE = scaled(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
 
 
 def velocity(bench: Bench, unet: object, x: Tensor, sigma: float, cfg: float = 1.0) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from resdit_ext import ResDiTConfig, Unsupported
+from resdit_ext import Unsupported
 from resdit_ext.families import identify
 from resdit_ext.method.phases import Phase
 from resdit_ext.method.run import Run
@@ -20,8 +20,9 @@ from tests import reference
 from tests.attaching import attach
 from tests.hosts import kit
 from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, Skipped, attention_error, big, check, same, small
+from tests.settings import scaled
 
-NATIVE = ResDiTConfig(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
+NATIVE = scaled(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
 
 
 @check
@@ -149,7 +150,7 @@ def it_equals_diffusers(bench: Bench) -> str:
     kit.load_bfl(model, kit.bfl_weights({k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)}))
     unet = kit.build_unet(bench.host, model)
     cond = {name: data[name] for name in ("crossattn", "vector")}
-    config, found = ResDiTConfig(base_tokens=256, fused_until=0.57), []
+    config, found = scaled(base_tokens=256, fused_until=0.57), []
     for phase, sigma in PHASES.items():
         run = Run(config)
         for kind, patched in (("plain", unet), ("resdit", attach(unet, run))):

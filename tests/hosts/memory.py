@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from resdit_ext.lab.benchmarks.counters import Peak
 from tests.hosts import kit
+from tests.settings import scaled
 
 WIDE = dict(vec_in_dim=768, context_in_dim=4096, hidden_size=3072, num_heads=24, axes_dim=[16, 56, 56])
 FULL = kit.TINY | WIDE | dict(depth=1, depth_single_blocks=1)
@@ -35,6 +36,7 @@ def count_flux(config: object) -> None:
     import backend.nn.flux
 
     from resdit_ext.families import identify
+    from resdit_ext.method.layout_steps import ModelCall
     from resdit_ext.method.run import Run
 
     backend.nn.flux.attention_function = sys.modules["backend.attention"].attention_pytorch
@@ -53,7 +55,9 @@ def count_flux(config: object) -> None:
                 return model(x, torch.empty(1), context, vector, guidance=torch.empty(1))
 
             with (peak := Peak()):
-                predict(x) if sigma is None else adapter.call_with_resdit(Run(config), predict, x, TEXT, sigma)
+                predict(x) if sigma is None else adapter.call_with_resdit(
+                    Run(config), ModelCall(predict, None), x, TEXT, sigma
+                )
             row.append(peak.most / (adapter.grid(x).tokens + TEXT) / adapter.hidden_size / 2)
         print(f"       {pixels:>7}" + "".join(f"{value:>9.1f}" for value in row))
 
@@ -84,13 +88,12 @@ def main(host: str, folder: str) -> None:
     kit.enter(host, folder)
     import backend.attention
 
-    from resdit_ext import ResDiTConfig
     from resdit_ext.monkeypatch import swapped
 
     fake_item = swapped(torch.Tensor, item=lambda self: 0.5)  # ersatzForge reads the timestep, which has no data here
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode(), fake_item:
         torch.set_default_dtype(torch.bfloat16)
-        count_flux(ResDiTConfig(fused_until=0.57))
+        count_flux(scaled(fused_until=0.57))
         if host != "neo":
             importlib.import_module("backend.nn.mmditx").attention_function = backend.attention.attention_pytorch
             count_sd3()

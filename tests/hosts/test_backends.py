@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from resdit_ext import ResDiTConfig, apply_resdit, remove_resdit
+from resdit_ext import apply_resdit, remove_resdit
 from resdit_ext.families import families
 from tests.hosts import (  # noqa: F401 (importing registers the checks)
     checks_chroma,
     checks_control,
+    checks_layout,
     checks_method,
     checks_sd3,
     checks_state,
@@ -27,6 +28,7 @@ from tests.hosts import (  # noqa: F401 (importing registers the checks)
     checks_vae,
 )
 from tests.hosts.bench import CHECKS, PHASES
+from tests.settings import scaled
 
 HOSTS = {"forge": "Forge", "neo": "Forge Neo", "ersatz": "ersatzForge"}
 REPOSITORY = Path(__file__).parents[2]
@@ -83,7 +85,7 @@ def diffusers_file(tmp_path_factory):
     data |= {"latent": F.pixel_unshuffle(pictures, 2), "crossattn": crossattn, "vector": vector}
     for kind in ("plain", "resdit"):
         if kind == "resdit":
-            apply_resdit(model.transformer, ResDiTConfig(base_tokens=256, fused_until=0.57))
+            apply_resdit(model.transformer, scaled(base_tokens=256, fused_until=0.57))
         for phase, sigma in PHASES.items():
             with torch.inference_mode():
                 tokens = model(pictures_to_tokens(pictures), torch.full((1,), sigma), words, side)

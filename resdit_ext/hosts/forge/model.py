@@ -10,8 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...control.added import LazyResiduals
+from ...control.added import LazyResiduals, control_on
 from ...families import RecognisedModel
+from ...method.layout import Grid
+from ...method.layout_steps import BaseView, ModelCall
 from ...method.run import Run
 from ...monkeypatch import is_ours, replacing
 from .chain import chain
@@ -46,6 +48,16 @@ def for_patch(c: dict, patch: Tensor, tokens: Tensor) -> dict:
     return c | {"control": [None if residual is None else residual[:, tokens] for residual in control]}
 
 
+def for_base(c: dict, view: BaseView, grid: Grid, base: Grid) -> dict:
+    """The arguments of a model call on the base grid: what is given per latent pixel or token, at its size."""
+    c = dict(c)
+    if isinstance(c.get("c_concat"), Tensor):  # the picture and mask that Fill, Depth and Canny are given
+        c["c_concat"] = view.shrink(c["c_concat"])
+    if c.get("control") is not None:
+        c["control"] = control_on(c["control"], grid, base)
+    return c
+
+
 def attach(unet: object, model: RecognisedModel, run: Run) -> object:
     """A clone of a Forge `UnetPatcher` in which every model call runs the method.
 
@@ -63,7 +75,12 @@ def attach(unet: object, model: RecognisedModel, run: Run) -> object:
         def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
             return apply_model(latent, t, **(c if tokens is None else for_patch(c, latent, tokens)))
 
-        return model.adapter.call_with_resdit(run, predict, x, c["c_crossattn"].shape[1], float(t.max()))
+        def predict_at_base(latent: Tensor, level: float, view: BaseView) -> Tensor:
+            grids = model.adapter.grid(x), model.adapter.grid(latent)
+            return apply_model(latent, torch.full_like(t, level), **for_base(c, view, *grids))
+
+        ours = ModelCall(predict, predict_at_base)
+        return model.adapter.call_with_resdit(run, ours, x, c["c_crossattn"].shape[1], float(t.max()))
 
     chain(clone, call, ATTACHED)
     clone.model_options[ATTACHED] = True

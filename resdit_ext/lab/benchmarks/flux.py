@@ -10,7 +10,7 @@ import torch
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor, nn
 
-from ... import BALANCED, FAST, PAPER, ResDiTConfig
+from ... import BALANCED, PAPER, SCALED, ResDiTConfig
 from ...control.call import Residuals
 from ...control.token_nets import to_tokens
 from ...control.treatment import PatchBlender, at_high_resolution
@@ -36,9 +36,9 @@ FLUX_DEV = dict(
 )
 SETTINGS = {
     "Paper": PAPER,
+    "Scaled positions": SCALED,
+    "Scaled positions, fastest": replace(SCALED, speed="fastest"),
     "Balanced": BALANCED,
-    "Fast": FAST,
-    "Fastest": replace(FAST, speed="fastest"),
 }
 
 
@@ -99,17 +99,21 @@ def control_calls(pixels: int) -> dict[str, Callable[[], object]]:
 
 def calls(
     transformer: FluxTransformer2DModel, config: ResDiTConfig | None, pixels: int, device: str
-) -> list[tuple[int, Callable[[], object]]]:
-    """(steps of 35, one model call) for every phase of a setting; None is the model as it is."""
+) -> list[tuple[int, Phase | None, Callable[[], object]]]:
+    """(steps of 35, phase, one model call) for every phase of a setting; None is the model as it is."""
     data = inputs(pixels, device)
     if config is None:
-        return [(STEPS, lambda: transformer(**data))]
+        return [(STEPS, None, lambda: transformer(**data))]
     side = pixels // PIXELS_PER_TOKEN
     run = Run(config, shifted_sigmas(STEPS))
     layout = run.layout(Grid(side, side))
+    small = inputs(layout.base.width * PIXELS_PER_TOKEN, device)
 
     def call(phase: Phase) -> None:
+        if phase is Phase.LAYOUT:
+            transformer(**small)
+            return
         with RotaryProcessors().attention_at(transformer, run, layout, TEXT, phase):
             transformer(**data)
 
-    return [(n, partial(call, phase)) for phase, n in steps_per_phase(config, STEPS).items() if n]
+    return [(n, phase, partial(call, phase)) for phase, n in steps_per_phase(config, STEPS).items() if n]
