@@ -82,7 +82,7 @@ def run_evaluate_control(args: argparse.Namespace) -> int:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     from .lab.demo import parse_aspect
-    from .lab.evaluate import TRUTH, evaluate, summary, table
+    from .lab.evaluate import OWN, ROWS, TRUTH, evaluate, method_and_eta, summary, table
     from .lab.heap import keep_heap
     from .lab.methods import METHODS
     from .lab.model import load_micro
@@ -91,11 +91,13 @@ def run_evaluate(args: argparse.Namespace) -> int:
     keep_heap()
     if args.control:
         return run_evaluate_control(args)
-    chosen = args.methods.split(",") if args.methods else [TRUTH, *METHODS]
+    chosen = args.methods.split(";") if args.methods else ROWS
     # The rivals are written for the micro FLUX.
-    known = (TRUTH, *METHODS, *(RIVALS if args.model == "flux" else ()))
-    if unknown := [name for name in chosen if name not in known]:
-        raise ResDiTError(f"methods has {unknown[0]!r}; choose from {', '.join(known)}")
+    known = (TRUTH, OWN, *METHODS, *(RIVALS if args.model == "flux" else ()))
+    if unknown := [name for name in chosen if method_and_eta(name)[0] not in known]:
+        raise ResDiTError(
+            f"methods has {unknown[0]!r}; choose from {'; '.join(known)}, each also with ', Euler a' or ', LCM' after it"
+        )
     scales = scales_of(args)
     aspects = [parse_aspect(aspect) for aspect in args.aspects.split(",")]
     model = load_micro(args.model, args.weights)
@@ -173,10 +175,10 @@ def parser() -> argparse.ArgumentParser:
     gallery.set_defaults(run=run_gallery)
 
     evaluate = commands.add_parser("evaluate", help="measure the ablation table on held-out seeds")
-    evaluate.add_argument("--seeds", type=int, help="per cell (default 32 at 2x, 16 above)")
+    evaluate.add_argument("--seeds", type=int, help="per cell (default 64 at 2x, 48 at 3x, 32 at 4x)")
     evaluate.add_argument("--scales", default="2,3,4")
     evaluate.add_argument("--aspects", default="1:1", help="WIDTH:HEIGHT, several by commas")
-    evaluate.add_argument("--methods", help="rows of the table by commas (default all)")
+    evaluate.add_argument("--methods", help="rows of the table, by semicolons (default all but the rivals)")
     evaluate.add_argument("--results", type=Path, help="resumed from where it is (default out/evaluate_MODEL.jsonl)")
     evaluate.add_argument("--control", action="store_true", help="instead: whether control by a depth map holds")
     evaluate.set_defaults(run=run_evaluate)

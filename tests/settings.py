@@ -6,5 +6,5 @@ from resdit_ext import SCALED, ResDiTConfig
 
 
 def scaled(**fields: object) -> ResDiTConfig:
-    """The layout from scaled positions and every branch exact, except where the fields say otherwise."""
+    """The layout from scaled positions, every branch exact and fixed borders, except where the fields say otherwise."""
     return replace(SCALED, **fields)

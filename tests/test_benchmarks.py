@@ -75,7 +75,7 @@ def test_rows_that_need_a_gpu_are_listed_without_one():
 
 def test_a_runs_time_is_each_phases_call_times_its_steps(monkeypatch):
     monkeypatch.setattr(whole, "seconds", lambda call, device: call())
-    assert whole.run_time([(10, lambda: 2.0), (25, lambda: 4.0)], "cpu") == 120
+    assert whole.run_time([(10, None, lambda: 2.0), (25, None, lambda: 4.0)], "cpu") == 120
 
 
 def test_a_large_request_is_timed_only_where_it_passes(monkeypatch):

@@ -42,6 +42,7 @@ VALUES_OF_0_1_1 = {
     "apply_to": "hires pass",
     "layout": "scaled",  # it had no other
     "layout_until": 0.8,
+    "borders": "fixed",
 }
 
 
@@ -59,7 +60,11 @@ def test_a_picture_of_0_1_1_would_be_written_the_same():
     ratio, free = parse_request((VALUES_OF_0_1_1,)), parse_request((VALUES_OF_0_1_1 | {"ratio": "Free"},))
     written = infotext.parameters(free) | infotext.parameters(ratio)  # the sides count in a free frame alone
     expected = dict(HOST_PATTERN.findall(OF_0_1_1.partition("ResDiT: 0.1.1, ")[2]))
-    expected |= {"ResDiT": __version__, "ResDiT layout": "scaled"}  # which is no longer the default
+    expected |= {
+        "ResDiT": __version__,
+        "ResDiT layout": "scaled",
+        "ResDiT borders": "fixed",
+    }  # which are no defaults now
     assert {key: str(value) for key, value in written.items()} == expected
 
 

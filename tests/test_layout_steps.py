@@ -1,5 +1,7 @@
 """Steps on the base grid: the maths against float64 references, and the tiny models of diffusers."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,10 @@ from resdit_ext import BALANCED, PAPER, ResDiTConfig, apply_resdit
 from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.layout_steps import BaseView, ModelCall, layout_prediction, shrinking_matrix, view_of
 from resdit_ext.method.phases import Phase, make_schedule, shifted_sigmas, steps_per_phase
+from resdit_ext.method.run import Run
 from tests import reference, test_diffusers, test_diffusers_sd3
 
-BASE = ResDiTConfig(base_tokens=16)
+BASE = ResDiTConfig(base_tokens=16, borders="fixed", splice_sigma=0.25)
 PAIRS = [(32, 16), (48, 16), (40, 16), (23, 11), (90, 27), (16, 16), (17, 16)]
 GRIDS = [Grid(8, 8), Grid(12, 12), Grid(10, 10), Grid(6, 14), Grid(5, 23)]
 model, sd3 = test_diffusers.model, test_diffusers_sd3.model
@@ -134,6 +137,28 @@ def test_a_pass_that_begins_late_has_no_layout_steps():
     assert steps_per_phase(BALANCED, 20, skipped=15)[Phase.LAYOUT] == 0
     assert steps_per_phase(PAPER, 35)[Phase.LAYOUT] == 0
     assert steps_per_phase(BALANCED, 4)[Phase.LAYOUT] > 0 < steps_per_phase(BALANCED, 4)[Phase.FUSED]
+
+
+# Borders that move.
+
+
+@pytest.mark.parametrize("size", [(12, 12), (5, 23), (4, 10)])
+def test_in_every_other_step_there_is_one_more_patch_along_each_axis(size):
+    """By the reference's own rule for the starts; a second-order sampler's second call counts as its step's."""
+    grid, config = Grid(*size), ResDiTConfig(base_tokens=16)
+    run, sigmas = Run(config, shifted_sigmas(9)), shifted_sigmas(9)
+    base = make_layout(grid, config).base
+    for step, sigma in enumerate(sigmas[:-1]):
+        layout = run.layout(grid, sigma)
+        for starts, length, patch in ((layout.rows, size[0], base.height), (layout.cols, size[1], base.width)):
+            usual = reference.starts(length, patch)
+            more = step % 2 if len(usual) > 1 else 0
+            assert len(starts) == min(len(usual) + more, length - patch + 1)
+            assert starts[0] == 0 and starts[-1] == length - patch
+            assert all(0 < b - a <= patch for a, b in itertools.pairwise(starts))
+        between = (2 * sigma + sigmas[step + 1]) / 3
+        assert run.layout(grid, between) == layout == run.layout(grid, sigma * (1 + 1e-3))
+        assert Run(PAPER, sigmas).layout(grid, sigma) == Run(PAPER, sigmas).layout(grid, 1.0)
 
 
 # diffusers' FLUX.

@@ -28,6 +28,7 @@ OTHER = {
     "apply_to": "hires pass",
     "layout": "scaled",
     "layout_until": 0.65,
+    "borders": "fixed",
 }
 NEEDED = {"width": {"ratio": "Free"}, "height": {"ratio": "Free"}, "long_side": {"size": "Custom"}}
 CHOICES = [(o.name, choice) for o in OPTIONS for choice in o.choices if choice != o.default]

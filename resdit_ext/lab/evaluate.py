@@ -1,33 +1,41 @@
-"""The ablation table: every method on held-out seeds, resumable, with standard errors."""
+"""The table of methods: quality and cost of each on held-out seeds, resumable, with standard errors."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ..method.layout import Grid, make_layout
+from .benchmarks.counters import by_kind, flop_counter
 from .methods import METHODS, grid_for
 from .metrics import measure
 from .model import MicroModel
 from .rivals import RIVALS
-from .sampling import sample
+from .sampling import SAMPLERS, sample
 from .scenes import random_scene, render
 
 FIRST_SEED = 100_000  # development used seeds below it
-SHOWN = ("ok", "one", "iou", "sky_error", "tex_object", "tex_ground", "stripes", "psd_hf", "seam")
-DIGITS = {"control_error": 3}
+SHOWN = ("ok", "one", "iou", "sky_error", "tex_object", "tex_ground", "stripes", "psd_hf", "seam", "flops", "cpu")
+DIGITS = {"control_error": 3, "cpu": 1}
 TRUTH = "true render"
+OWN = "1x"  # the model's own pictures, at its training size: the ceiling
+
+
+#: The rows of the table where none are chosen.
+ROWS = (TRUTH, *(f"{OWN}, {sampler}" for sampler in SAMPLERS), *METHODS)
+ROWS += tuple(f"{name}, {sampler}" for name in ("Scaled positions", "Balanced") for sampler in ("Euler a", "LCM"))
 
 
 def default_seeds(scale: float) -> int:
-    """32 seeds up to 2x, 16 above."""
-    return 32 if scale <= 2 else 16
+    """64 seeds up to 2x, 48 up to 3x, 32 above: .05 of texture is then more than two standard errors."""
+    return 64 if scale <= 2 else 48 if scale <= 3 else 32
 
 
 def key_of(aspect: tuple[int, int], scale: float, name: str, seed: int) -> str:
@@ -35,13 +43,40 @@ def key_of(aspect: tuple[int, int], scale: float, name: str, seed: int) -> str:
 
 
 def picture_of(model: MicroModel, name: str, grid: Grid, prompt: str, seed: int) -> np.ndarray:
-    """The (4H, 4W, 3) picture of one method and seed; the truth is a render of a random scene of the prompt."""
+    """The (4H, 4W, 3) picture of one row and seed; the truth is a render of a random scene of the prompt."""
     if name == TRUTH:
         scene = random_scene(np.random.default_rng(seed), prompt)
         return render(scene, 4 * grid.height, 4 * grid.width)
-    if name in RIVALS:
-        return RIVALS[name](model, [prompt], grid, [seed])[0]
-    return sample(model, [prompt], grid, [seed], METHODS[name])[0]
+    method, eta = method_and_eta(name)
+    if method in RIVALS:
+        return RIVALS[method](model, [prompt], grid, [seed], eta=eta)[0]
+    return sample(model, [prompt], grid, [seed], METHODS.get(method), eta=eta)[0]
+
+
+def method_and_eta(name: str) -> tuple[str, float]:
+    """A row's method, and the eta of the sampler that is named after it, Euler's by default."""
+    method, _, sampler = name.partition(", ")
+    return (method, SAMPLERS[sampler]) if sampler in SAMPLERS else (name, 0.0)
+
+
+def operations(model: MicroModel, name: str, grid: Grid) -> int:
+    """Floating point operations of one picture."""
+    with flop_counter() as counter:
+        picture_of(model, name, grid, prompt_of(FIRST_SEED), FIRST_SEED)
+    return sum(by_kind(counter))
+
+
+def costs(model: MicroModel) -> Callable[[str, Grid, Grid], float]:
+    """A function (row, its grid, the grid that it stands for) -> operations relative to the plain model's there."""
+    counted = cache(partial(operations, model))
+
+    def relative(name: str, grid: Grid, of: Grid) -> float:
+        if name == TRUTH:
+            return 0.0
+        # Scaled positions in one whole call have the plain model's operations, and go beyond SD3's table.
+        return counted(name, grid) / counted("PES only", of)
+
+    return relative
 
 
 def prompt_of(seed: int) -> str:
@@ -70,7 +105,7 @@ def evaluate(
     scales: Sequence[float],
     results: Path,
     seeds: int | None = None,
-    chosen: Iterable[str] = (TRUTH, *METHODS),
+    chosen: Iterable[str] = ROWS,
     aspects: Sequence[tuple[int, int]] = ((1, 1),),
 ) -> dict[str, dict[str, float]]:
     """Measures by key of every method, size and seed, resumed from `results`.
@@ -78,17 +113,24 @@ def evaluate(
     The plain model is left out where it has no positions for the size.
     """
 
-    def row(name: str, grid: Grid, seed: int) -> dict[str, float]:
-        layout, prompt = make_layout(grid, METHODS.get(name) or METHODS["Balanced"]), prompt_of(seed)
-        return asdict(measure(picture_of(model, name, grid, prompt, seed), prompt, layout))
+    cost = costs(model)
+
+    def row(name: str, aspect: tuple[int, int], scale: float, seed: int) -> dict[str, float]:
+        prompt, of = prompt_of(seed), grid_for(aspect, scale)
+        grid = grid_for(aspect, 1) if method_and_eta(name)[0] == OWN else of
+        layout = make_layout(grid, METHODS.get(method_and_eta(name)[0]) or METHODS["Balanced"])
+        before = time.process_time()
+        picture = picture_of(model, name, grid, prompt, seed)
+        cpu = time.process_time() - before
+        return asdict(measure(picture, prompt, layout)) | {"flops": cost(name, grid, of), "cpu": cpu}
 
     wanted = {
-        key_of(aspect, scale, name, seed): partial(row, name, grid_for(aspect, scale), seed)
+        key_of(aspect, scale, name, seed): partial(row, name, aspect, scale, seed)
         for aspect in aspects
         for scale in scales
         for name in chosen
         for seed in range(FIRST_SEED, FIRST_SEED + (seeds or default_seeds(scale)))
-        if name != "plain" or model.reaches(grid_for(aspect, scale))
+        if method_and_eta(name)[0] != "plain" or model.reaches(grid_for(aspect, scale))
     }
     return measured(wanted, results)
 

@@ -1,4 +1,4 @@
-"""What a user would pick instead, on the micro FLUX: every rival a function `(model, prompts, grid, seeds, steps)`.
+"""What a user would pick instead, on the micro FLUX: each a function `(model, prompts, grid, seeds, steps, eta=0)`.
 
 Written from the papers' formulas, simplified where it says so. At the base size every rival is the plain model.
 """
@@ -24,9 +24,9 @@ from ..method.positions import patch_indices
 from .model import BASE_TOKENS, MicroModel, to_latent, to_tokens, tokenize, tokens_to_pictures
 from .neighbourhoods import in_neighbourhoods
 from .rival_positions import POSITIONS, at_positions, clipped_ntk, proportional
-from .sampling import STEPS, Velocity, noise_for, sigmas_of
+from .sampling import STEPS, Velocity, fresh_noise, noise_for, sigmas_of, step_to
 
-Rival = Callable[[MicroModel, Sequence[str], Grid, Sequence[int], int], np.ndarray]
+Rival = Callable[..., np.ndarray]  # (model, prompts, grid, seeds, steps, eta=0) -> (B, 4H, 4W, 3)
 Guide = Callable[[Tensor, Tensor, float], Tensor]  # (x, v, sigma) -> v
 RESDIT = replace(BALANCED, base_tokens=BASE_TOKENS)
 # Scaled positions and the log scale alone.
@@ -39,15 +39,22 @@ def noises(grid: Grid, seeds: Sequence[int]) -> Tensor:
 
 
 def flow(
-    velocity: Velocity, x: Tensor, words: Tensor, height: int, levels: Sequence[float], guide: Guide | None = None
+    velocity: Velocity,
+    x: Tensor,
+    words: Tensor,
+    height: int,
+    levels: Sequence[float],
+    guide: Guide | None = None,
+    eta: float = 0.0,
+    seeds: Sequence[int] = (),
 ) -> tuple[Tensor, list[Tensor]]:
     """x (B, L, C) along a velocity through the noise levels, and the clean latent that each step saw."""
     seen = []
-    for sigma, after in itertools.pairwise(levels):
+    for step, (sigma, after) in enumerate(itertools.pairwise(levels)):
         v = velocity(x, torch.full((len(x),), sigma), words, height)
         v = v if guide is None else guide(x, v, sigma)
         seen.append(x - sigma * v)
-        x = x + (after - sigma) * v
+        x = step_to(after, x, v, sigma, eta, partial(fresh_noise, x, seeds, step))
     return x, seen
 
 
@@ -63,11 +70,11 @@ def enlarged(tokens: Tensor, before: Grid, after: Grid) -> Tensor:
 
 
 def base_picture(
-    model: Velocity, words: Tensor, grid: Grid, seeds: Sequence[int], levels: Sequence[float]
+    model: Velocity, words: Tensor, grid: Grid, seeds: Sequence[int], levels: Sequence[float], eta: float
 ) -> tuple[Tensor, list[Tensor]]:
     """The model's own picture at the base size, enlarged to the grid (B, H*W, C), and what its steps saw, enlarged."""
     base = make_layout(grid, RESDIT).base
-    x, seen = flow(model, noises(base, seeds), words, base.height, levels)
+    x, seen = flow(model, noises(base, seeds), words, base.height, levels, None, eta, seeds)
     return enlarged(x, base, grid), [enlarged(clean, base, grid) for clean in seen]
 
 
@@ -84,11 +91,13 @@ def plain_way(
     seeds: Sequence[int],
     steps: int = STEPS,
     *,
+    eta: float = 0.0,
     change: Callable[[MicroModel], Velocity],
 ) -> np.ndarray:
     """From noise in one go, along the model's changed velocity."""
     velocity = model if grid.tokens <= BASE_TOKENS else change(model)
-    x, _ = flow(velocity, noises(grid, seeds), tokenize(list(prompts)), grid.height, sigmas_of(steps))
+    words, levels = tokenize(list(prompts)), sigmas_of(steps)
+    x, _ = flow(velocity, noises(grid, seeds), words, grid.height, levels, None, eta, seeds)
     return pictures(x, grid.height)
 
 
@@ -100,6 +109,7 @@ def hires_pass(
     seeds: Sequence[int],
     steps: int = STEPS,
     *,
+    eta: float = 0.0,
     strength: float = 0.5,
     config: ResDiTConfig | None = None,
     change: Callable[[MicroModel], Velocity] = lambda model: model,
@@ -107,25 +117,33 @@ def hires_pass(
     """The WebUI's hires pass: a base picture, enlarged bicubically as a latent, noised to the strength, denoised."""
     words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
-        return plain_way(model, prompts, grid, seeds, steps, change=lambda model: model)
-    clean, _ = base_picture(model, words, grid, seeds, levels)
+        return plain_way(model, prompts, grid, seeds, steps, eta=eta, change=lambda model: model)
+    clean, _ = base_picture(model, words, grid, seeds, levels, eta)
     rest = lower(levels, strength)
     x = (1 - rest[0]) * clean + rest[0] * noises(grid, seeds)
     if config is not None:
         apply_resdit(model.transformer, config, levels)
     try:
-        x, _ = flow(change(model), x, words, grid.height, rest)
+        x, _ = flow(change(model), x, words, grid.height, rest, None, eta, seeds)
     finally:
         if config is not None:
             remove_resdit(model.transformer)
     return pictures(x, grid.height)
 
 
-def scaled_positions(model: MicroModel, prompts: Sequence[str], grid: Grid, seeds: Sequence[int], steps: int = STEPS):
+def scaled_positions(
+    model: MicroModel,
+    prompts: Sequence[str],
+    grid: Grid,
+    seeds: Sequence[int],
+    steps: int = STEPS,
+    *,
+    eta: float = 0.0,
+) -> np.ndarray:
     """Scaled positions in every step with the log attention scale, and nothing else; (B, 4H, 4W, 3)."""
     apply_resdit(model.transformer, SCALED, sigmas_of(steps))
     try:
-        return plain_way(model, prompts, grid, seeds, steps, change=lambda model: model)
+        return plain_way(model, prompts, grid, seeds, steps, eta=eta, change=lambda model: model)
     finally:
         remove_resdit(model.transformer)
 
@@ -162,6 +180,7 @@ def hiflow(
     seeds: Sequence[int],
     steps: int = STEPS,
     *,
+    eta: float = 0.0,
     strength: float = 0.7,
     direction: float = 1.0,
     acceleration: float = 0.5,
@@ -173,8 +192,8 @@ def hiflow(
     """
     words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
-        return plain_way(model, prompts, grid, seeds, steps, change=lambda model: model)
-    clean, seen = base_picture(model, words, grid, seeds, levels)
+        return plain_way(model, prompts, grid, seeds, steps, eta=eta, change=lambda model: model)
+    clean, seen = base_picture(model, words, grid, seeds, levels, eta)
     seen_at = dict(zip(levels, seen, strict=False))
     noise, rest = noises(grid, seeds), lower(levels, strength)
     last: dict[str, Tensor] = {}
@@ -189,7 +208,7 @@ def hiflow(
         return v
 
     velocity = at_positions(model, clipped_ntk, "none", proportional)
-    x, _ = flow(velocity, (1 - rest[0]) * clean + rest[0] * noise, words, grid.height, rest, guide)
+    x, _ = flow(velocity, (1 - rest[0]) * clean + rest[0] * noise, words, grid.height, rest, guide, eta, seeds)
     return pictures(x, grid.height)
 
 
@@ -213,6 +232,7 @@ def i_max(
     seeds: Sequence[int],
     steps: int = STEPS,
     *,
+    eta: float = 0.0,
     shift: float = 2.0,
 ) -> np.ndarray:
     """I-Max: from noise, the velocity's low band pulled to the flow that ends in the enlarged base picture.
@@ -222,8 +242,8 @@ def i_max(
     """
     words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
-        return plain_way(model, prompts, grid, seeds, steps, change=lambda model: model)
-    clean, _ = base_picture(model, words, grid, seeds, levels)
+        return plain_way(model, prompts, grid, seeds, steps, eta=eta, change=lambda model: model)
+    clean, _ = base_picture(model, words, grid, seeds, levels, eta)
 
     def guide(x: Tensor, v: Tensor, sigma: float) -> Tensor:
         c = (1 - math.cos(math.pi * sigma)) / 2
@@ -231,7 +251,7 @@ def i_max(
 
     shifted = [shift * s / (1 + (shift - 1) * s) for s in levels]
     velocity = at_positions(model, clipped_ntk, "none", proportional)
-    x, _ = flow(velocity, noises(grid, seeds), words, grid.height, shifted, guide)
+    x, _ = flow(velocity, noises(grid, seeds), words, grid.height, shifted, guide, eta, seeds)
     return pictures(x, grid.height)
 
 

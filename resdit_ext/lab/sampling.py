@@ -1,10 +1,12 @@
-"""Pictures from a micro model: Euler steps of the flow, with or without the method."""
+"""Pictures from a micro model: steps of the flow by Euler or Euler a, with or without the method."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from ..method.layout import Grid
 from .model import LATENT_CHANNELS, MicroModel, tokenize, tokens_to_pictures
 
 STEPS = 35
+SAMPLERS = {"Euler": 0.0, "Euler a": 1.0, "LCM": math.inf}  # their eta
 Velocity = Callable[..., torch.Tensor]  # (tokens (B, H*W, C), sigma (B,), words, height) -> tokens
 
 
@@ -42,6 +45,28 @@ def noise_for(grid: Grid, seed: int) -> torch.Tensor:
     return torch.randn(1, grid.tokens, 4 * LATENT_CHANNELS, generator=generator)
 
 
+def fresh_noise(like: torch.Tensor, seeds: Sequence[int], step: int) -> torch.Tensor:
+    """Noise of a step for every picture, of its seed and the step's number alone."""
+    generators = (torch.Generator().manual_seed((seed + 1) * 1000 + step) for seed in seeds)
+    return torch.cat([torch.randn(1, *like.shape[1:], generator=generator) for generator in generators])
+
+
+def step_to(
+    after: float, x: torch.Tensor, v: torch.Tensor, sigma: float, eta: float, noise: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """The latent one step on: Euler's at `eta` 0, and at 1 the WebUIs' Euler a for flow models.
+
+    Euler a goes further down, to sigma_d = r sigma_a with r = 1 + eta (sigma_a / sigma - 1), and comes back up to
+    sigma_a by fresh noise of variance sigma_a^2 - (sigma_d (1 - sigma_a) / (1 - sigma_d))^2. Infinite, it goes all the
+    way down, as LCM and diffusers' `stochastic_sampling` do.
+    """
+    if not eta or not after:
+        return x + (after - sigma) * v
+    down = max(0.0, after * (1 + eta * (after / sigma - 1)))
+    shrink = (1 - after) / (1 - down)
+    return shrink * (x + (down - sigma) * v) + max(0.0, after**2 - (shrink * down) ** 2) ** 0.5 * noise()
+
+
 def euler(
     velocity: Velocity,
     prompts: Sequence[str],
@@ -49,12 +74,14 @@ def euler(
     seeds: Sequence[int],
     steps: int = STEPS,
     tick: Callable[[], object] = lambda: None,
+    eta: float = 0.0,
 ) -> np.ndarray:
-    """(B, 4H, 4W, 3) float32 pictures in [0, 1] by Euler's steps along `velocity(tokens, sigma, words, height)`."""
+    """(B, 4H, 4W, 3) float32 pictures in [0, 1] by steps along `velocity(tokens, sigma, words, height)`."""
     x = torch.cat([noise_for(grid, seed) for seed in seeds])
     words = tokenize(list(prompts))
-    for sigma, after in itertools.pairwise(sigmas_of(steps)):
-        x = x + (after - sigma) * velocity(x, torch.full((len(x),), sigma), words, grid.height)
+    for step, (sigma, after) in enumerate(itertools.pairwise(sigmas_of(steps))):
+        v = velocity(x, torch.full((len(x),), sigma), words, grid.height)
+        x = step_to(after, x, v, sigma, eta, partial(fresh_noise, x, seeds, step))
         tick()
     pictures = tokens_to_pictures(x, grid.height).clamp(-1, 1) / 2 + 0.5
     return pictures.permute(0, 2, 3, 1).numpy()
@@ -69,7 +96,8 @@ def sample(
     config: ResDiTConfig | None = None,
     steps: int = STEPS,
     tick: Callable[[], object] = lambda: None,
+    eta: float = 0.0,
 ) -> np.ndarray:
     """(B, 4H, 4W, 3) float32 pictures in [0, 1], one for every prompt and seed; `tick` is called after each step."""
     with method(model, config, steps):
-        return euler(model, prompts, grid, seeds, steps, tick)
+        return euler(model, prompts, grid, seeds, steps, tick, eta)

@@ -133,7 +133,7 @@ def call_by_patches(
         adjusted: a context in which the model adds these positions (1, L, C) and scales its logits.
     """
     height, width = latent.shape[-2:]
-    layout = run.layout(Grid(height // 2, width // 2))
+    layout = run.layout(Grid(height // 2, width // 2), sigma)
     if layout.is_base or height % 2 or width % 2:  # an odd side is the host's to refuse
         run.calls["base"] += 1
         return call.predict(latent)

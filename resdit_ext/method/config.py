@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from ..errors import ResDiTError, quoted
 
@@ -71,6 +71,7 @@ class ResDiTConfig:
         chunk_mb: most memory for the patches attended to at once, in MiB; it changes the speed, never the result.
         speed: "exact"; "fast": from 2x on, the global branch of fused calls sees the image in means of 2x2 tokens;
             "fastest": that of global calls as well.
+        borders: "fixed", or "moving": patches have their borders elsewhere in every other step.
         layout: "base" or "scaled".
         layout_until: noise level, 0 to 1, where the steps at the base size end; no effect with `layout` "scaled".
         pes, pipe, fusion, overlap, splice: the method's parts, to be left out one by one in an ablation.
@@ -83,11 +84,12 @@ class ResDiTConfig:
     attention_scale: str | float = _number("log", 0.5, 2, "off", "sqrt-log", "log")
     base_tokens: int = _number(4096, 4, 65536)
     base_shape: str = _one_of("aspect", "aspect", "square")
-    splice_sigma: float = _number(0.25, 0.05, 2)
+    splice_sigma: float = _number(0.15, 0.05, 2)
     chunk_mb: int = _number(512, 1, 65536)
     speed: str = _one_of("fast", "exact", "fast", "fastest")
     layout: str = _one_of("base", "base", "scaled")
     layout_until: float = _number(0.8, 0, 1)
+    borders: str = _one_of("moving", "moving", "fixed")
     pes: bool = _one_of(True, True, False)
     pipe: bool = _one_of(True, True, False)
     fusion: str = _one_of("frequency", "frequency", "mean")
@@ -127,6 +129,7 @@ class ResDiTConfig:
 
 
 BALANCED = ResDiTConfig()
-SCALED = ResDiTConfig(layout="scaled", speed="exact")  # what Balanced was before version 0.2.1
-PAPER = ResDiTConfig(layout="scaled", speed="exact", fused_until=0.57, attention_scale="off")
+# What Balanced was before version 0.2.1.
+SCALED = ResDiTConfig(layout="scaled", speed="exact", borders="fixed", splice_sigma=0.25)
+PAPER = replace(SCALED, fused_until=0.57, attention_scale="off")
 PRESETS = {"Balanced": BALANCED, "Scaled positions": SCALED, "Paper": PAPER}

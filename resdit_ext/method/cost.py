@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .config import ResDiTConfig
 from .in_attention import pooled_phases
-from .layout import Layout
+from .layout import Layout, layouts_in_turn
 from .phases import Phase, steps_per_phase
 from .pooling import coarse_grid
 
@@ -22,10 +22,11 @@ def attention_cost(
     is not counted. `text` is the number of text tokens; `around_calls` is for models whose patches are whole calls.
     """
     grid, base = layout.grid, layout.base
+    layouts = layouts_in_turn(grid, config)
     whole, patch = text + grid.tokens, text + base.tokens
     few = text + coarse_grid(grid).tokens
     pooled = pooled_phases(layout, config)
-    local = len(layout.patches) * patch**2
+    local = sum(len(each.patches) for each in layouts) / len(layouts) * patch**2
     if around_calls:
         of_whole = patch**2 if config.layout == "base" else whole**2
     else:

@@ -47,15 +47,17 @@ def base_grid(grid: Grid, base_tokens: int, shape: str = "aspect") -> Grid:
     return Grid(h, w)
 
 
-def partition_starts(length: int, patch: int, overlap: bool = True) -> tuple[int, ...]:
+def partition_starts(length: int, patch: int, overlap: bool = True, more: int = 0) -> tuple[int, ...]:
     """MOP: t_k = (k-1)(H-h)/(N-1), the first tokens of patches k = 1..N along an axis of `length` H and `patch` h.
 
-    N is the smallest integer > H/h, or >= without `overlap`; N = 1 where H <= h. Rounded half up to whole tokens, which
-    the paper leaves open: the first patch starts at 0, the last ends at H, and every token is covered.
+    N is the smallest integer > H/h, or >= without `overlap`, and `more` on top of that (ours); N = 1 where H <= h.
+    Rounded half up to whole tokens, which the paper leaves open: the first patch starts at 0, the last ends at H, and
+    every token is covered.
     """
     if length <= patch:
         return (0,)
     count = length // patch + 1 if overlap else -(-length // patch)
+    count = min(count + more, max(count, length - patch + 1))  # no two at one place
     # Integer arithmetic, half up: floor((2 k (length - patch) + (N - 1)) / (2 (N - 1))).
     span = length - patch
     return tuple((2 * k * span + count - 1) // (2 * (count - 1)) for k in range(count))
@@ -87,12 +89,24 @@ class Layout:
 
 
 @lru_cache(maxsize=16)
-def make_layout(grid: Grid, config: ResDiTConfig) -> Layout:
-    """Lay out `grid` as the configuration asks; made once for a size, as every model call asks for it."""
+def make_layout(grid: Grid, config: ResDiTConfig, more: int = 0) -> Layout:
+    """Lay out `grid` as the configuration asks, with `more` patches along each axis that has several.
+
+    Made once for a size, as every model call asks for it.
+    """
     base = base_grid(grid, config.base_tokens, config.base_shape)
     return Layout(
         grid=grid,
         base=base,
-        rows=partition_starts(grid.height, base.height, config.overlap),
-        cols=partition_starts(grid.width, base.width, config.overlap),
+        rows=partition_starts(grid.height, base.height, config.overlap, more),
+        cols=partition_starts(grid.width, base.width, config.overlap, more),
     )
+
+
+def layouts_in_turn(grid: Grid, config: ResDiTConfig) -> tuple[Layout, ...]:
+    """The layouts that the steps of a run take in turn.
+
+    With `borders` "moving" (ours) there are two, the second with one more patch along each axis, so that no two patches
+    meet at the same place in every step.
+    """
+    return tuple(make_layout(grid, config, more) for more in ((0, 1) if config.borders == "moving" else (0,)))

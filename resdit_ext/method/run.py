@@ -11,27 +11,33 @@ import torch
 from torch import Tensor
 
 from .config import ResDiTConfig
-from .layout import Grid, Layout, make_layout
+from .layout import Grid, Layout, layouts_in_turn
 from .layout_steps import BaseView, view_of
 from .phases import Phase, Schedule, fault_in, make_schedule, shifted_sigmas, usable_sigmas
 
 logger = logging.getLogger("ResDiT")
-KEPT = 12  # a view, and plans for two lengths of text (guidance), of the four sizes that a picture's tiles can have
+# Of the four sizes that a picture's tiles can have a view, and plans for two lengths of text (guidance) and layouts.
+KEPT = 20
 Made = TypeVar("Made")
 UNSUITABLE = "do not suit the model (try Euler with Simple)"
 ROUNDING = 0.25  # of a step, by which the host may have rounded a noise level up
 
 
-def step_in_phase(schedule: Schedule, sigmas: Sequence[float], sigma: float) -> tuple[int, int]:
-    """(number, count) of the step that a call at `sigma` belongs to, among those of its phase; (0, 0) of none.
+def steps_before(sigmas: Sequence[float], sigma: float) -> int:
+    """How many steps of the list were over before a call at `sigma`.
 
     A step lasts from its listed noise level down to the next, so that calls in between, a second-order sampler's,
     count as its own.
     """
+    begun = [i for i in range(1, len(sigmas) - 1) if sigma <= sigmas[i] + ROUNDING * (sigmas[i - 1] - sigmas[i])]
+    return len(begun)
+
+
+def step_in_phase(schedule: Schedule, sigmas: Sequence[float], sigma: float) -> tuple[int, int]:
+    """(number, count) of the step that a call at `sigma` belongs to, among those of its phase; (0, 0) of none."""
     phase = schedule.phase(sigma)
     mine = [i for i in range(len(sigmas) - 1) if schedule.phase(sigmas[i]) is phase]
-    begun = [i for i in mine[1:] if sigma <= sigmas[i] + ROUNDING * (sigmas[i - 1] - sigmas[i])]
-    return (1 + len(begun), len(mine)) if mine else (0, 0)
+    return (min(max(steps_before(sigmas, sigma) - mine[0], 0) + 1, len(mine)), len(mine)) if mine else (0, 0)
 
 
 class Run:
@@ -87,9 +93,10 @@ class Run:
         return {phase: phases.count(phase) for phase in Phase if phase in phases}
 
     @torch.compiler.disable  # a compiled model would trace into the cache, and warn of it
-    def layout(self, grid: Grid) -> Layout:
-        """The layout of `grid` under this run's configuration."""
-        return make_layout(grid, self.config)
+    def layout(self, grid: Grid, sigma: float = 1.0) -> Layout:
+        """The layout of `grid` under this run's configuration, in the step that a call at `sigma` belongs to."""
+        layouts = layouts_in_turn(grid, self.config)
+        return layouts[steps_before(self.sigmas, sigma) % len(layouts)]
 
     def view(self, layout: Layout, latent: Tensor) -> BaseView:
         """What the base grid sees of latents like this one."""

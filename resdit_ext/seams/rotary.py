@@ -206,7 +206,7 @@ class RotaryAdapter:
             text: number of text tokens.
             sigma: the call's noise level.
         """
-        layout = run.layout(self.grid(latent))
+        layout = run.layout(self.grid(latent), sigma)
         if layout.is_base:
             run.calls["base"] += 1
             return call.predict(latent)

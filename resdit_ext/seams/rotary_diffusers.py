@@ -248,7 +248,7 @@ class RotaryProcessors:
             tokens, text = given["hidden_states"].shape[1], given["encoder_hidden_states"].shape[1]
             mask, read = self.mask(given), None
             try:
-                layout = run.layout(grid_of(given["img_ids"], tokens))
+                layout = run.layout(grid_of(given["img_ids"], tokens), sigma := float(given["timestep"].max()))
                 if mask is not None and not layout.is_base:
                     read = self.masks.read(mask, text, tokens)
             except Unsupported as reason:
@@ -257,7 +257,7 @@ class RotaryProcessors:
             if layout.is_base:
                 run.calls["base"] += 1
                 return call(*args, **kwargs)
-            phase = run.begin_call(sigma := float(given["timestep"].max()))
+            phase = run.begin_call(sigma)
             if phase is Phase.LAYOUT:
                 sample = self.predict_at_base(call, given, layout, transformer.out_channels, run, sigma)
                 if not given.get("return_dict", True):

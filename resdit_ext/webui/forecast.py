@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from ..families import Family, families
 from ..method.cost import DECODE_VALUES, attention_cost
 from ..method.in_attention import pooled_phases
-from ..method.layout import Grid, Layout, make_layout
+from ..method.layout import Grid, Layout, layouts_in_turn, make_layout
 from ..method.phases import steps_per_phase
 from .options import DEFAULTS, Request
 from .sizes import PIXELS_PER_TOKEN
@@ -24,7 +24,7 @@ class Forecast:
         steps: that are run.
         which: of the passes this is about, where there are two: "first pass" or "hires pass".
         idle: why nothing will be done; None where ResDiT is active. What follows is only meaningful then.
-        layout: the token grid and its patches.
+        layouts: the token grid and its patches; the steps take them in turn.
         phases: number of steps by phase.
         attention: operations of attention relative to standard attention at this size.
         activations: bytes on top of the model's weights.
@@ -36,7 +36,7 @@ class Forecast:
     steps: int
     which: str = ""
     idle: str | None = None
-    layout: Layout | None = None
+    layouts: tuple[Layout, ...] = ()
     phases: dict[str, int] = field(default_factory=dict)
     attention: float = 0.0
     activations: int = 0
@@ -62,6 +62,16 @@ class Forecast:
         return self.layout.base.width * PIXELS_PER_TOKEN, self.layout.base.height * PIXELS_PER_TOKEN
 
     @property
+    def patches(self) -> str:
+        """How many patches there are along both axes, in each layout that takes its turn."""
+        return " and ".join(f"{len(each.cols)}x{len(each.rows)}" for each in self.layouts)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the first step."""
+        return self.layouts[0]
+
+    @property
     def in_phases(self) -> str:
         """The steps by phase, and of which pass they are."""
         told = ", ".join(f"{n} {phase}" for phase, n in self.phases.items())
@@ -71,7 +81,7 @@ class Forecast:
         """The whole in one line."""
         if not self.active:
             return f"not active: {self.idle}"
-        patches = f"{len(self.layout.rows)}x{len(self.layout.cols)} patches of {self.patch[0]}x{self.patch[1]}"
+        patches = f"{self.patches} patches of {self.patch[0]}x{self.patch[1]}"
         told = f"active: {self.width}x{self.height}, scale {self.scale:.2f}, {patches}"
         told += f", steps: {self.in_phases} of {self.steps}; {self.attention:.2f}x standard attention"
         told += f"; {self.activations / 1e9:.1f} GB plus model weights"
@@ -138,7 +148,7 @@ def forecast(
         height,
         run,
         which,
-        layout=layout,
+        layouts=layouts_in_turn(layout.grid, config),
         phases={phase.value: n for phase, n in steps_per_phase(config, steps, skipped).items() if n},
         attention=attention_cost(layout, config, steps, family.longest_text, skipped, around_calls=not pools),
         activations=family.activation_bytes(layout.grid),

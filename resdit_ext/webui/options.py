@@ -129,6 +129,7 @@ OPTIONS = (
         "Splice sigma",
         "Width of the blend between patches, as a share of a patch's side",
         step=0.01,
+        older=0.25,
     ),
     _parameter(
         "chunk_mb",
@@ -167,6 +168,13 @@ OPTIONS = (
         "Layout until",
         "With layout base: it is decided until this noise level; lower keeps closer to the base size's picture",
         step=0.01,
+    ),
+    _parameter(
+        "borders",
+        "ResDiT borders",
+        "Borders",
+        "Moving: patches meet elsewhere in every other step, so that no border shows",
+        older="fixed",
     ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}

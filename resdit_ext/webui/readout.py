@@ -31,7 +31,7 @@ def figures(forecast: Forecast) -> list[tuple[str, str]]:
     w, h = forecast.patch
     return [
         ("Picture", f"{width}x{height}, {width * height / 1e6:.1f} MP, {forecast.scale:.2f}x"),
-        ("Patches", f"{len(forecast.layout.cols)}x{len(forecast.layout.rows)} of {w}x{h}"),
+        ("Patches", f"{forecast.patches} of {w}x{h}"),
         ("Steps", forecast.in_phases),
         ("Attention", f"{forecast.attention:.2f}x standard attention"),
         ("Memory", f"{forecast.activations / 1e9:.1f} GB plus model weights"),

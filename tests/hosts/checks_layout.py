@@ -17,7 +17,7 @@ from tests.hosts import kit
 from tests.hosts.bench import CONFIG, TRIPLE, Bench, check, same, small
 from tests.hosts.checks_sd3 import sd3_of
 
-BALANCED = replace(CONFIG, layout="base", speed="fast", fused_until=1.0)
+BALANCED = replace(CONFIG, layout="base", speed="fast", borders="moving", fused_until=1.0)
 SIGMA = 0.9  # above `layout_until`
 RUNS = [(TRIPLE, 1, 1.0), ((32, 64), 1, 4.0), ((48, 32), 2, 4.0)]
 ODD = [((31, 45), 2, 1.0)]  # a latent of FLUX's kin may have odd sides

@@ -25,7 +25,7 @@ from ...control.hint import pixels, shown, toned
 from ...control.nets import check_shapes
 from ...errors import ResDiTError, Unsupported, in_words
 from ...families import RecognisedModel, families
-from ...method.layout import Grid
+from ...method.layout import Grid, layouts_in_turn
 from ...method.memory import OutOfMemory
 from ...method.phases import levels_between, shifted_sigmas, usable_sigmas
 from ..lifetime import release_with, teller
@@ -193,7 +193,10 @@ class ResDiTControl:
         if method is not None and (self.checkpoint.format.model_on_patches or method[1].speed == "exact"):
             # Patch by patch, so that no encoding is larger than a picture of the base size.
             whole = pixels(cond, token * picture.height, token * picture.width)
-            for row, col in method[0].patches:
+            layout, config = method
+            on_patches = self.checkpoint.format.model_on_patches
+            layouts = layouts_in_turn(picture, config) if on_patches else (layout,)
+            for row, col in dict.fromkeys(start for each in layouts for start in each.patches):
                 rows, cols = (slice(token * a, token * (a + n)) for a, n in ((row, grid.height), (col, grid.width)))
                 patch_hints[row, col] = hint_of(whole[..., rows, cols])
         return hint_of(pixels(cond, token * grid.height, token * grid.width)), patch_hints
