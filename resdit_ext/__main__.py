@@ -18,7 +18,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
     keep_heap()
     model = load_micro(args.model, args.weights)
-    report = demo(model, args.prompt, args.scale, args.aspect, args.seed, args.out, args.preset)
+    report = demo(model, args.prompt, args.scale, args.aspect, args.seed, args.out, args.preset, args.sampler)
     print_report(report)
     print(f"pictures: {args.out / 'comparison.png'}")
     if args.json:
@@ -96,7 +96,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     known = (TRUTH, OWN, *METHODS, *(RIVALS if args.model == "flux" else ()))
     if unknown := [name for name in chosen if method_and_eta(name)[0] not in known]:
         raise ResDiTError(
-            f"methods has {unknown[0]!r}; choose from {'; '.join(known)}, each also with ', Euler a' or ', LCM' after it"
+            f"methods has {unknown[0]!r}; choose from {'; '.join(known)}; each may have ', Euler a' or ', LCM' after it"
         )
     scales = scales_of(args)
     aspects = [parse_aspect(aspect) for aspect in args.aspects.split(",")]
@@ -165,6 +165,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--prompt", default="red disc on green ground")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--preset", default="Balanced", help=", ".join(PRESETS))
+    demo.add_argument("--sampler", default="LCM", help="Euler, Euler a, LCM (default)")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures (default out)")
     demo.set_defaults(run=run_demo)
 

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from resdit_ext import ResDiTConfig
 from resdit_ext.__main__ import main
 from resdit_ext.lab.benchmarks import api, counted, table, timed, whole
 from resdit_ext.lab.benchmarks.table import Row, markdown, ratio
+from tests.settings import scaled
 
 
 def test_a_row_without_a_figure_says_so():
@@ -48,7 +48,7 @@ def test_the_benchmark_command(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(timed, "BALANCED", ResDiTConfig(base_tokens=64))
+    monkeypatch.setattr(timed, "SCALED", scaled(base_tokens=64))
     shape = dataclasses.replace(timed.SHAPES["cpu"], heads=1, side=20, rounds=2)
     monkeypatch.setattr(timed, "SHAPES", {"cpu": shape})
 

@@ -50,9 +50,5 @@ def test_the_two_named_settings():
     assert (PAPER.global_until, PAPER.fused_until, PAPER.cutoff) == (0.285, 0.57, 0.2)
     assert PAPER.attention_scale == "off"
     assert SCALED.differences(PAPER) == {"fused_until": 1.0, "attention_scale": "log"}
-    assert BALANCED.differences(SCALED) == {
-        "layout": "base",
-        "speed": "fast",
-        "borders": "moving",
-        "splice_sigma": 0.15,
-    }
+    ours = {"layout": "base", "speed": "fast", "borders": "moving", "splice_sigma": 0.15}
+    assert BALANCED.differences(SCALED) == ours

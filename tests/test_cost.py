@@ -13,7 +13,7 @@ from resdit_ext.lab.benchmarks import flux
 from resdit_ext.lab.benchmarks.counters import Peak, by_kind, flop_counter
 from resdit_ext.method.cost import attention_cost
 from resdit_ext.method.in_attention import AttentionPlan, resdit_attention
-from resdit_ext.method.layout import Grid, make_layout
+from resdit_ext.method.layout import Grid, layouts_in_turn, make_layout
 from resdit_ext.method.phases import Phase, steps_per_phase
 from resdit_ext.method.rotary import rotary_table
 from resdit_ext.seams.rotary import image_ids
@@ -30,6 +30,9 @@ def test_attention_cost_is_what_is_counted(setting, size):
     config = replace(setting, base_tokens=100)
     layout = make_layout(Grid(*size), config)
 
+    def embed(positions):
+        return rotary_table(image_ids(TEXT, positions), AXES, 10000)
+
     def counted(work):
         with flop_counter() as counter:
             work()
@@ -37,14 +40,16 @@ def test_attention_cost_is_what_is_counted(setting, size):
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         q = torch.empty(1, 2, TEXT + layout.grid.tokens, sum(AXES))
-        plan = AttentionPlan(layout, config, TEXT, lambda p: rotary_table(image_ids(TEXT, p), AXES, 10000))
+        layouts = layouts_in_turn(layout.grid, config)
+        plans = [AttentionPlan(each, config, TEXT, embed) for each in layouts]
         plain, _ = counted(lambda: attend(q, q, q))
         ours = around = 0
         small = q[:, :, : TEXT + layout.base.tokens]
         for phase, n in steps_per_phase(config, STEPS).items():
-            work = partial(resdit_attention, q, q, q, plan, phase, attend)
-            attention, rest = counted(partial(attend, small, small, small) if phase is Phase.LAYOUT else work)
-            ours, around = ours + n * attention, around + n * rest
+            for plan in plans:
+                work = partial(resdit_attention, q, q, q, plan, phase, attend)
+                attention, rest = counted(partial(attend, small, small, small) if phase is Phase.LAYOUT else work)
+                ours, around = ours + n * attention / len(plans), around + n * rest / len(plans)
     assert attention_cost(layout, config, STEPS, TEXT) == pytest.approx(ours / (STEPS * plain), rel=1e-9)
     assert around < 0.5 * ours  # at these small sizes; 1 % at FLUX's
 
@@ -65,7 +70,7 @@ def test_the_memory_shown_covers_the_peak(setting):
 def test_where_patches_are_whole_calls_the_whole_is_one_at_the_base_size():
     layout = make_layout(Grid(192, 192), BALANCED)
     phases, patch = steps_per_phase(BALANCED, 35), (TEXT + 4096) ** 2
-    steps = phases[Phase.LAYOUT] + phases[Phase.FUSED] * (1 + len(layout.patches))
+    steps = phases[Phase.LAYOUT] + phases[Phase.FUSED] * (1 + (4 * 4 + 5 * 5) / 2)
     expected = steps * patch / (35 * (TEXT + layout.grid.tokens) ** 2)
     assert attention_cost(layout, BALANCED, 35, TEXT, around_calls=True) == pytest.approx(expected)
 

@@ -9,9 +9,12 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from resdit_ext import Unsupported
+from resdit_ext import ResDiTConfig, Unsupported
+from resdit_ext.control.added import LazyResiduals, UnitShare
 from resdit_ext.families import identify
+from resdit_ext.hosts.forge import model
 from resdit_ext.method.layout import Grid
+from resdit_ext.method.layout_steps import BaseView
 from resdit_ext.method.run import Run
 from resdit_ext.seams import rotary as family_module
 from resdit_ext.seams.rotary import why_not
@@ -255,3 +258,56 @@ def model_like(name="stranger", attention=None, **attributes):
 def test_refusals_name_what_is_missing(model, reason):
     with pytest.raises(Unsupported, match=reason):
         identify(model)
+
+
+# Steps on the base grid.
+
+LAYOUT = ResDiTConfig(base_tokens=16)
+
+
+def spied_calls(unet, monkeypatch):
+    """What the model is called with, beneath all wrappers."""
+    seen, sample = [], unet.model.diffusion_model.forward
+
+    def forward(x, context):
+        seen.append(x)
+        return sample(x, context)
+
+    monkeypatch.setattr(unet.model.diffusion_model, "forward", forward)
+    return seen
+
+
+@pytest.mark.parametrize("size", [(24, 24), (12, 30), (23, 17)])
+def test_a_layout_step_is_one_call_on_the_base_grid(unet, monkeypatch, size):
+    seen = spied_calls(unet, monkeypatch)
+    patched, run, said = attached(unet, LAYOUT)
+    x = latent(*size, batch=2)
+    got = patched.sample(x, 0.95)
+    grid = Grid(-(-size[0] // 2), -(-size[1] // 2))
+    base = run.layout(grid).base
+    assert [tuple(call.shape[-2:]) for call in seen] == [(2 * base.height, 2 * base.width)]
+    assert run.calls == {"layout": 1, "blocks": 3} and not said
+
+    def denoise(small, level):  # the fakes' model is told no noise level and returns what it sees
+        return unet.sample(torch.from_numpy(small).float(), level).double().numpy()
+
+    expected = reference.layout_estimate(x.double().numpy(), 0.95, (base.height, base.width), denoise)
+    assert np.abs(got.double().numpy() - expected).max() < 1e-4
+
+
+def test_what_is_given_per_pixel_and_token_is_brought_to_the_base_grid():
+    """The picture and mask of Fill, another extension's residuals, and a unit of ours with its mask."""
+    grid, base = Grid(12, 12), Grid(4, 4)
+    view = BaseView((24, 24), (8, 8))
+    flat = torch.full((1, 5, 24, 24), 0.3)
+    residual, mask = torch.randn(1, 1, 7).expand(1, 144, 7), torch.full((1, 144, 1), 0.5)
+    share = UnitShare([torch.ones(1, 16, 7)], base, 2.0, lambda *_: 0, mask=mask)
+    lazy = LazyResiduals([share], 1, grid, torch.float32)
+    c = {"c_concat": flat, "control": {"input": [residual, None], "output": lazy}, "y": "kept"}
+    got = model.for_base(c, view, grid, base)
+    torch.testing.assert_close(got["c_concat"], torch.full((1, 5, 8, 8), 0.3))
+    first, second = got["control"]["input"]
+    torch.testing.assert_close(first, residual[:, :16])
+    assert second is None and got["y"] == "kept" and c["c_concat"] is flat
+    torch.testing.assert_close(got["control"]["output"][0], torch.ones(1, 16, 7))  # 2 x .5
+    assert model.for_base({"y": 1}, view, grid, base) == {"y": 1}

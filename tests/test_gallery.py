@@ -20,7 +20,7 @@ def drawn(monkeypatch):
     """Replaces sampling by renders of the truth, except that the first seed's base pictures are empty; the calls."""
     calls = []
 
-    def sample(_, prompts, grid, seeds, config=None, tick=lambda: None):
+    def sample(_, prompts, grid, seeds, config=None, tick=lambda: None, eta=0.0):
         calls.append((grid, seeds[0], config))
         height, width = 4 * grid.height, 4 * grid.width
         if config is None and seeds[0] == FIRST_SEED:
@@ -48,7 +48,7 @@ def test_a_row_has_one_prompt_and_seed_and_every_method(drawn, tmp_path):
     assert list(report) == ["1:1", "2:1", "1:2"]
     high = [call for call in drawn if call[0].tokens > 1000]
     assert len(high) == 3 * COLUMNS
-    assert [call[2] for call in high] == [METHODS[name] for name in ("plain", "Balanced", "Fastest")] * 3
+    assert [call[2] for call in high] == [METHODS[name] for name in ("plain", "Paper", "Balanced")] * 3
     assert {call[0] for call in high} == {grid_for(aspect, 3) for aspect in ((1, 1), (2, 1), (1, 2))}
     for row in report.values():
         assert row["seed"] == FIRST_SEED + 1 and row["prompt"] == prompt_of(row["seed"])
@@ -84,6 +84,6 @@ def test_the_gallery_command(drawn, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x", "gallery", "--out", str(out)])
     assert main() == 0
     printed = capsys.readouterr().out
-    assert f"1:2: seed {FIRST_SEED + 1}" in printed and "Fastest ok" in printed and str(out) in printed
+    assert f"1:2: seed {FIRST_SEED + 1}" in printed and "Balanced ok" in printed and str(out) in printed
     with Image.open(out) as sheet:
         assert sheet.width > 3 * 544

@@ -246,7 +246,7 @@ def test_presets_fill_only_what_they_mean():
 @pytest.mark.parametrize(
     ("options", "size", "active", "expected"),
     [
-        ({}, (3072, 3072), True, "scale 3.00, 4x4 patches of 1024x1024, steps: 16 layout, 19 fused of 35"),
+        ({}, (3072, 3072), True, "scale 3.00, 4x4 and 5x5 patches of 1024x1024, steps: 16 layout, 19 fused of 35"),
         (
             {"preset": "Scaled positions"},
             (3072, 3072),

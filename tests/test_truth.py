@@ -76,6 +76,16 @@ def test_all_that_is_said_is_of_what_was_made(unet, monkeypatch, name, kind):
     assert "ResDiT notes" not in picture.parameters and "ResDiT not active" not in picture.parameters
 
 
+def test_where_the_samplers_levels_make_other_steps_that_is_told(unet, monkeypatch):
+    host = FakeHost(monkeypatch, unet)
+    levels = torch.linspace(1, 0, 7)
+    host.make_sampler = lambda: FakeSampler(levels=levels, get_sigmas=lambda p, n: levels)
+    made = host.generate(SIZE, steps=6)
+    assert "steps: 3 layout, 3 fused of 6" in made.comments[0]
+    assert made.comments[1] == "ResDiT: with this sampler and schedule type: 2 layout, 4 fused"
+    assert made.p._resdit.runs[-1].calls["layout"] == 2 and len(made.comments) == 2
+
+
 def test_what_the_host_rounds_without_our_knowing_is_told_as_made(unet, monkeypatch):
     host = FakeHost(monkeypatch, unet, rounding=64)
     made = host.generate(SIZE | {"size": "Custom", "ratio": "3:2", "long_side": 432}, steps=6)

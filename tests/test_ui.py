@@ -146,7 +146,7 @@ def test_the_list_of_presets_shows_what_the_options_are(page, store):
         return event.fn(chosen, 512, 512, 20, *(changed.get(o.name, o.default) for o in OPTIONS))[-2]
 
     assert shown("Paper") == "Balanced"
-    assert shown("Balanced", fused_until=0.57, attention_scale="off") == "Paper"
+    assert shown("Balanced", **{name: getattr(PRESETS["Paper"], name) for name in PARAMETERS}) == "Paper"
     assert shown("Balanced", cutoff=0.33) is None
     own = {field: getattr(PRESETS["Balanced"], field) for field in PARAMETERS}
     store.save("as balanced", own)
@@ -194,7 +194,7 @@ def test_img2img_shows_the_steps_that_its_strength_leaves(page, monkeypatch):
     monkeypatch.setitem(sys.modules, common.__name__, common)
     tab, *_ = page
     html, *_ = refreshed(page, (512, 512, 6))
-    assert "<dd>2 global, 4 fused</dd>" in html if tab == "txt2img" else "<dd>1 global, 4 fused</dd>" in html
+    assert "<dd>3 layout, 3 fused</dd>" in html if tab == "txt2img" else "<dd>2 layout, 3 fused</dd>" in html
 
 
 def test_a_strength_of_nothing_is_no_emptied_field(followed, monkeypatch):

@@ -40,7 +40,6 @@ class Room:
 
 ROOM = Room(side=(0.40, 0.60), horizon=(0.52, 0.68), centre=(0.44, 0.56))
 WIDE_ROOM = Room(side=(0.34, 0.62), horizon=(0.46, 0.74), centre=(0.36, 0.64))
-LONG_ROOM = Room(side=(0.50, 0.66), horizon=ROOM.horizon, centre=ROOM.centre)  # in frames of 3:2 and longer
 
 
 @dataclass(frozen=True)
@@ -105,24 +104,9 @@ def signed_distance(shape: str, rows: np.ndarray, cols: np.ndarray, side: float)
     raise ValueError(f"shape {shape!r} is not one of {', '.join(SHAPES)}")
 
 
-@dataclass(frozen=True)
-class Window:
-    """A part of a picture: its first row and column and its size, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, columns) of the pixels' middles in the whole picture, (height, width) each."""
-        rows, cols = np.mgrid[self.top : self.top + self.height, self.left : self.left + self.width] + 0.5
-        return rows, cols
-
-
-def object_mask(scene: Scene, height: int, width: int, window: Window | None = None) -> np.ndarray:
-    """(height, width), or the window's, coverage of the object in [0, 1], one pixel of anti-aliasing."""
-    rows, cols = (window or Window(0, 0, height, width)).pixels()
+def object_mask(scene: Scene, height: int, width: int) -> np.ndarray:
+    """(height, width) coverage of the object in [0, 1], one pixel of anti-aliasing."""
+    rows, cols = np.mgrid[0:height, 0:width] + 0.5
     distance = signed_distance(
         scene.shape,
         rows - scene.centre[0] * height,
@@ -141,12 +125,9 @@ def depth_map(scene: Scene, height: int, width: int) -> np.ndarray:
     return (inside + (1 - inside) * ground).astype(np.float32)
 
 
-def render(scene: Scene, height: int, width: int, window: Window | None = None) -> np.ndarray:
-    """The scene as (height, width, 3) float32 in [0, 1]; layout scales with the frame, texture does not.
-
-    With a window that part of the picture alone is made: a close-up.
-    """
-    rows, cols = (window or Window(0, 0, height, width)).pixels()
+def render(scene: Scene, height: int, width: int) -> np.ndarray:
+    """The scene as (height, width, 3) float32 in [0, 1]; layout scales with the frame, texture does not."""
+    rows, cols = np.mgrid[0:height, 0:width] + 0.5
     across = (cols + scene.stripe_sign * rows) / np.sqrt(2)
     stripes = np.clip(2.0 * np.cos(2 * np.pi * across / STRIPE_PERIOD + scene.phases[0]), -1, 1)
     checker = np.clip(
@@ -161,6 +142,6 @@ def render(scene: Scene, height: int, width: int, window: Window | None = None) 
     ground = (0.78 + 0.22 * checker)[..., None] * np.array(GROUNDS[scene.ground])
     thing = (0.70 + 0.30 * stripes)[..., None] * np.array(COLOURS[scene.colour])
     below = np.clip(rows - scene.horizon * height + 0.5, 0, 1)[..., None]
-    inside = object_mask(scene, height, width, window)[..., None]
+    inside = object_mask(scene, height, width)[..., None]
     picture = inside * thing + (1 - inside) * (below * ground + (1 - below) * sky)
     return (picture / 255).astype(np.float32)

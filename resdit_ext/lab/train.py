@@ -17,7 +17,7 @@ from tqdm import trange
 from ..method.layout import Grid
 from .control import CONTROLS, hint_of
 from .model import MODELS, PIXELS_PER_TOKEN, load_weights, pictures_to_tokens, save_weights, tokenize
-from .scenes import LONG_ROOM, ROOM, WIDE_ROOM, Scene, Window, random_scene, render
+from .scenes import ROOM, WIDE_ROOM, random_scene, render
 
 TRAINABLE = MODELS | CONTROLS
 
@@ -25,13 +25,6 @@ TRAINABLE = MODELS | CONTROLS
 SQUARE = (16, 16)
 BUCKETS = ((14, 18), (18, 14), (13, 20), (20, 13), (11, 23), (23, 11), (9, 28), (28, 9))
 SQUARE_SHARE = 0.5
-LONG = 1.5  # sides' ratio from which on the object takes more of the short side
-
-# And they saw close-ups: a window of a larger render, which a patch of a large picture is. Below the highest noise
-# levels alone, so that no picture begins as one.
-CLOSE_UP_SHARE = 0.4
-CLOSE_UP_SCALES = (1.5, 4.5)
-CLOSE_UP_LEVEL = 0.92
 
 
 @dataclass(frozen=True)
@@ -49,35 +42,17 @@ class TrainConfig:
     start: Path | None = None  # weights to go on from: a fine-tune
 
 
-def close_up(scene: Scene, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """(height, width, 3) pixels cut at random from a random larger render of the scene."""
-    scale = rng.uniform(*CLOSE_UP_SCALES)
-    tall, wide = round(scale * height), round(scale * width)
-    window = Window(int(rng.integers(tall - height + 1)), int(rng.integers(wide - width + 1)), height, width)
-    return render(scene, tall, wide, window)
-
-
 def make_batch(config: TrainConfig, step: int) -> tuple:
     """(tokens, noise, sigma, words, height) of one step, and a control net's hint; of the seed and the step alone."""
     rng = np.random.default_rng((config.seed, step))
     height, width = SQUARE if rng.random() < SQUARE_SHARE else BUCKETS[rng.integers(len(BUCKETS))]
     controlled = config.model in CONTROLS
-    room = WIDE_ROOM if controlled else LONG_ROOM if max(height, width) >= LONG * min(height, width) else ROOM
-    scenes = [random_scene(rng, room=room) for _ in range(config.batch)]
-    # A control net's hint is of the whole scene.
-    close = np.zeros(config.batch, bool) if controlled else rng.random(config.batch) < CLOSE_UP_SHARE
-    size = PIXELS_PER_TOKEN * height, PIXELS_PER_TOKEN * width
-    pictures = np.stack(
-        [
-            close_up(scene, *size, rng) if near else render(scene, *size)
-            for scene, near in zip(scenes, close, strict=True)
-        ]
-    )
+    scenes = [random_scene(rng, room=WIDE_ROOM if controlled else ROOM) for _ in range(config.batch)]
+    pictures = np.stack([render(scene, PIXELS_PER_TOKEN * height, PIXELS_PER_TOKEN * width) for scene in scenes])
     tokens = pictures_to_tokens(torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1)
     prompts = ["" if rng.random() < config.text_dropout else scene.prompt for scene in scenes]
     noise = torch.from_numpy(rng.standard_normal(tokens.shape, dtype=np.float32))
     sigma = torch.sigmoid(torch.from_numpy(0.4 + 1.2 * rng.standard_normal(config.batch, dtype=np.float32)))
-    sigma *= torch.where(torch.from_numpy(close), CLOSE_UP_LEVEL, 1.0)
     hint = (torch.cat([hint_of(scene, Grid(height, width)) for scene in scenes]),) if controlled else ()
     return tokens, noise, sigma, tokenize(prompts), height, *hint
 

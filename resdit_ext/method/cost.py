@@ -25,7 +25,7 @@ def attention_cost(
     layouts = layouts_in_turn(grid, config)
     whole, patch = text + grid.tokens, text + base.tokens
     few = text + coarse_grid(grid).tokens
-    pooled = pooled_phases(layout, config)
+    pooled = () if around_calls else pooled_phases(layout, config)
     local = sum(len(each.patches) for each in layouts) / len(layouts) * patch**2
     if around_calls:
         of_whole = patch**2 if config.layout == "base" else whole**2

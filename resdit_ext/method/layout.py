@@ -109,4 +109,5 @@ def layouts_in_turn(grid: Grid, config: ResDiTConfig) -> tuple[Layout, ...]:
     With `borders` "moving" (ours) there are two, the second with one more patch along each axis, so that no two patches
     meet at the same place in every step.
     """
-    return tuple(make_layout(grid, config, more) for more in ((0, 1) if config.borders == "moving" else (0,)))
+    usual = make_layout(grid, config)
+    return (usual, make_layout(grid, config, 1)) if config.borders == "moving" else (usual,)

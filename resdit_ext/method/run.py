@@ -100,7 +100,8 @@ class Run:
 
     def view(self, layout: Layout, latent: Tensor) -> BaseView:
         """What the base grid sees of latents like this one."""
-        return self.cached(("view", layout, latent.shape, str(latent.device)), lambda: view_of(layout, latent))
+        key = "view", layout.base, latent.shape[-2:], str(latent.device)
+        return self.cached(key, lambda: view_of(layout, latent))
 
     def begin_call(self, sigma: float) -> Phase:
         """Count the model call at `sigma`, tell `on_step` of it, and return its phase.

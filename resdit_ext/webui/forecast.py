@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..families import Family, families
 from ..method.cost import DECODE_VALUES, attention_cost
@@ -137,9 +137,7 @@ def forecast(
         return Forecast(width, height, run, idle=f"{width}x{height} is not above the base size ({base} px squared)")
     config, warnings, pools = request.config, [], family.webui.pools
     chosen = request.values["speed"] not in ("exact", DEFAULTS["speed"])
-    if not pools:
-        config = replace(config, speed="exact")
-    if chosen and not pooled_phases(layout, config):
+    if chosen and not (pools and pooled_phases(layout, config)):
         warnings.append("speed has no effect " + ("below 2x" if pools else f"on {family.name}"))
     if max(layout.scales) > MEASURED_SCALE:
         warnings.append("not tested beyond 4x")

@@ -127,7 +127,7 @@ def test_the_read_out_follows_size_ratio_and_steps(page):
     page.locator(f"{PREFIX}_portrait input").check()
     expect(status(page)).to_contain_text("2048x4096")
     fill(page, "#txt2img_steps", 7)
-    expect(status(page)).to_contain_text("2 global, 5 fused")
+    expect(status(page)).to_contain_text("4 layout, 3 fused")
     radio(page, "size", "WebUI")
     expect(status(page)).to_contain_text("not active: 1024x1024 is not above the base size")
     expect(page.locator(f"{PREFIX}_ratio")).to_be_hidden()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import BALANCED
+from ... import SCALED
 from ...method.in_attention import AttentionPlan, global_attention, local_attention, resdit_attention
 from ...method.layout import Grid, make_layout
 from ...method.phases import Phase
@@ -45,9 +45,9 @@ def nothing(_q: Tensor, _k: Tensor, v: Tensor) -> Tensor:
 
 
 def plan_of(side: int, device: str) -> AttentionPlan:
-    """Balanced at side x side tokens."""
-    layout = make_layout(Grid(side, side), BALANCED)
-    return AttentionPlan(layout, BALANCED, TEXT, lambda p: rotary_table(image_ids(TEXT, p), AXES, THETA), device)
+    """Exact attention at side x side tokens."""
+    layout = make_layout(Grid(side, side), SCALED)
+    return AttentionPlan(layout, SCALED, TEXT, lambda p: rotary_table(image_ids(TEXT, p), AXES, THETA), device)
 
 
 def qkv(side: int, shape: Shape, device: str) -> Tensor:
