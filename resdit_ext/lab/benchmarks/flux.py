@@ -15,7 +15,7 @@ from ...control.call import Residuals
 from ...control.token_nets import to_tokens
 from ...control.treatment import PatchBlender, at_high_resolution
 from ...method.blend import Joiner
-from ...method.layout import Grid, make_layout
+from ...method.layout import Grid, Layout, layouts_in_turn, make_layout
 from ...method.phases import Phase, shifted_sigmas, steps_per_phase
 from ...method.run import Run
 from ...seams.rotary_diffusers import RotaryProcessors
@@ -99,21 +99,26 @@ def control_calls(pixels: int) -> dict[str, Callable[[], object]]:
 
 def calls(
     transformer: FluxTransformer2DModel, config: ResDiTConfig | None, pixels: int, device: str
-) -> list[tuple[int, Phase | None, Callable[[], object]]]:
-    """(steps of 35, phase, one model call) for every phase of a setting; None is the model as it is."""
+) -> list[tuple[float, Phase | None, Callable[[], object]]]:
+    """(steps of 35, phase, one model call) for every phase and layout of a setting; None is the model as it is."""
     data = inputs(pixels, device)
     if config is None:
         return [(STEPS, None, lambda: transformer(**data))]
     side = pixels // PIXELS_PER_TOKEN
     run = Run(config, shifted_sigmas(STEPS))
-    layout = run.layout(Grid(side, side))
-    small = inputs(layout.base.width * PIXELS_PER_TOKEN, device)
+    layouts = layouts_in_turn(Grid(side, side), config)
+    small = inputs(layouts[0].base.width * PIXELS_PER_TOKEN, device)
 
-    def call(phase: Phase) -> None:
+    def call(phase: Phase, layout: Layout) -> None:
         if phase is Phase.LAYOUT:
             transformer(**small)
             return
         with RotaryProcessors().attention_at(transformer, run, layout, TEXT, phase):
             transformer(**data)
 
-    return [(n, phase, partial(call, phase)) for phase, n in steps_per_phase(config, STEPS).items() if n]
+    return [
+        (n / len(layouts), phase, partial(call, phase, layout))
+        for phase, n in steps_per_phase(config, STEPS).items()
+        for layout in layouts
+        if n
+    ]

@@ -17,7 +17,7 @@ WHAT = "denoising in 35 steps, 4K, {} / plain"
 MEMORY = "peak memory above plain, 4K, measured, {}"
 
 
-Calls = list[tuple[int, object, Callable[[], object]]]
+Calls = list[tuple[float, object, Callable[[], object]]]
 
 
 def run_time(calls: Calls, device: str) -> float:
