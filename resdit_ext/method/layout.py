@@ -106,8 +106,8 @@ def make_layout(grid: Grid, config: ResDiTConfig, more: int = 0) -> Layout:
 def layouts_in_turn(grid: Grid, config: ResDiTConfig) -> tuple[Layout, ...]:
     """The layouts that the steps of a run take in turn.
 
-    With `borders` "moving" (ours) there are two, the second with one more patch along each axis, so that most borders lie
-    elsewhere in every other step.
+    With `borders` "moving" (ours) there are two, the second with one more patch along each axis, so that most borders
+    lie elsewhere in every other step.
     """
     usual = make_layout(grid, config)
     return (usual, make_layout(grid, config, 1)) if config.borders == "moving" else (usual,)
