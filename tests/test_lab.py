@@ -329,7 +329,7 @@ def test_the_demo_command(tmp_path, monkeypatch, capsys, two_steps, name):
         "report.json",
     }
     figures = json.loads(report.read_text())
-    assert set(figures) == {"base", "plain", "resdit"} and set(SHOWN) < set(figures["plain"])
+    assert set(figures) == {"base", "plain", "resdit"} and set(SHOWN) - {"flops", "cpu"} < set(figures["plain"])
     assert "comparison.png" in capsys.readouterr().out
 
 
