@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from resdit_ext import BALANCED, PAPER, ResDiTConfig, apply_resdit
 from resdit_ext.method.layout import Grid, make_layout
-from resdit_ext.method.layout_steps import BaseView, ModelCall, layout_prediction, shrinking_matrix, view_of
+from resdit_ext.method.layout_steps import BaseView, layout_prediction, shrinking_matrix, view_of
 from resdit_ext.method.phases import Phase, make_schedule, shifted_sigmas, steps_per_phase
 from resdit_ext.method.run import Run
 from tests import reference, test_diffusers, test_diffusers_sd3
@@ -89,7 +89,7 @@ def test_a_step_leads_to_what_the_model_sees_on_the_base_grid(grid, velocity):
     def at_base(x, level, _):
         return (x - clean(x, level)) / level if velocity else clean(x, level)
 
-    got = layout_prediction(ModelCall(None, at_base, velocity), seen, latent, 0.9)
+    got = layout_prediction(at_base, seen, latent, 0.9, velocity)
     got = latent - 0.9 * got if velocity else got
     base = make_layout(grid, BASE).base
     expected = reference.layout_estimate(latent.double().numpy(), 0.9, (base.height, base.width), clean)
@@ -104,7 +104,7 @@ def test_scale_one_is_the_identity(velocity):
     def at_base(x, level, _):
         return x**3 + level
 
-    got = layout_prediction(ModelCall(None, at_base, velocity), BaseView((8, 8), (8, 8)), latent, 0.7)
+    got = layout_prediction(at_base, BaseView((8, 8), (8, 8)), latent, 0.7, velocity)
     torch.testing.assert_close(got, latent**3 + 0.7, atol=1e-5, rtol=1e-5)
 
 

@@ -81,7 +81,7 @@ def demo(
         raise ResDiTError(f"scale is {scale!r}; it must be a number above 1 and up to 6")
     check_choice("preset", preset, tuple(PRESETS))
     check_choice("sampler", sampler, tuple(SAMPLERS))
-    sides = parse_aspect(aspect)
+    sides, eta = parse_aspect(aspect), SAMPLERS[sampler]
     base, high = grid_for(sides, 1), grid_for(sides, scale)
     out.mkdir(parents=True, exist_ok=True)
     pictures, report = {}, {}
@@ -95,7 +95,6 @@ def demo(
         for name, (grid, method) in jobs.items():
             bar.set_postfix_str(name)
             started = time.perf_counter()
-            eta = SAMPLERS[sampler]
             picture = sample(model, [prompt], grid, [seed], METHODS[method], tick=bar.update, eta=eta)[0]
             seconds = time.perf_counter() - started
             figures = measure(picture, prompt, make_layout(grid, METHODS[preset]))
@@ -171,7 +170,7 @@ def gallery(model: MicroModel, out: Path) -> dict[str, dict]:
 
     A row's seed is the first held-out one whose base picture is fine; nothing else is chosen.
     """
-    rows, report = [], {}
+    rows, report, eta = [], {}, SAMPLERS[SAMPLER]
     with tqdm(total=len(GALLERY_ASPECTS) * len(GALLERY_COLUMNS) * STEPS, desc="gallery") as bar:
         for aspect in GALLERY_ASPECTS:
             base, high = (grid_for(parse_aspect(aspect), scale) for scale in (1, GALLERY_SCALE))
@@ -179,7 +178,6 @@ def gallery(model: MicroModel, out: Path) -> dict[str, dict]:
             prompt, pictures, figures = prompt_of(seed), [picture], {}
             for heading, method in GALLERY_COLUMNS.items():
                 bar.set_postfix_str(f"{aspect} {heading}")
-                eta = SAMPLERS[SAMPLER]
                 pictures.append(sample(model, [prompt], high, [seed], METHODS[method], tick=bar.update, eta=eta)[0])
                 figures[method] = asdict(measure(pictures[-1], prompt, make_layout(high, METHODS["Balanced"])))
             rows.append((f"{aspect}: {pixels(high)} from {pixels(base)}, {prompt}, seed {seed}", pictures))

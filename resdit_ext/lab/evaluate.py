@@ -26,8 +26,6 @@ SHOWN = ("ok", "one", "iou", "sky_error", "tex_object", "tex_ground", "stripes",
 DIGITS = {"control_error": 3, "cpu": 1}
 TRUTH = "true render"
 OWN = "1x"  # the model's own pictures, at its training size: the ceiling
-
-
 #: The rows of the table where none are chosen.
 ROWS = (TRUTH, *(f"{OWN}, {sampler}" for sampler in SAMPLERS), *METHODS)
 ROWS += tuple(f"{name}, {sampler}" for name in ("Scaled positions", "Balanced") for sampler in ("Euler a", "LCM"))
@@ -55,7 +53,7 @@ def picture_of(model: MicroModel, name: str, grid: Grid, prompt: str, seed: int)
 
 def method_and_eta(name: str) -> tuple[str, float]:
     """A row's method, and the eta of the sampler that is named after it, Euler's by default."""
-    method, _, sampler = name.partition(", ")
+    method, _, sampler = name.rpartition(", ")
     return (method, SAMPLERS[sampler]) if sampler in SAMPLERS else (name, 0.0)
 
 
@@ -112,13 +110,12 @@ def evaluate(
 
     The plain model is left out where it has no positions for the size.
     """
-
     cost = costs(model)
 
     def row(name: str, aspect: tuple[int, int], scale: float, seed: int) -> dict[str, float]:
-        prompt, of = prompt_of(seed), grid_for(aspect, scale)
-        grid = grid_for(aspect, 1) if method_and_eta(name)[0] == OWN else of
-        layout = make_layout(grid, METHODS.get(method_and_eta(name)[0]) or METHODS["Balanced"])
+        prompt, of, (method, _) = prompt_of(seed), grid_for(aspect, scale), method_and_eta(name)
+        grid = grid_for(aspect, 1) if method == OWN else of
+        layout = make_layout(grid, METHODS.get(method) or METHODS["Balanced"])
         before = time.process_time()
         picture = picture_of(model, name, grid, prompt, seed)
         cpu = time.process_time() - before

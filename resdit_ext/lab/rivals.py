@@ -5,7 +5,6 @@ Written from the papers' formulas, simplified where it says so. At the base size
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,51 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..hosts.diffusers import apply_resdit, remove_resdit
 from ..method.blend import splice_into, splice_weights
 from ..method.config import BALANCED, ResDiTConfig
 from ..method.layout import Grid, make_layout
 from ..method.positions import patch_indices
-from .model import BASE_TOKENS, MicroModel, to_latent, to_tokens, tokenize, tokens_to_pictures
+from .model import BASE_TOKENS, MicroModel, to_latent, to_tokens, tokenize
 from .neighbourhoods import in_neighbourhoods
 from .rival_positions import POSITIONS, at_positions, clipped_ntk, proportional
-from .sampling import STEPS, Velocity, fresh_noise, noise_for, sigmas_of, step_to
+from .sampling import STEPS, Velocity, euler, flow, method, noises, pictures_of, sample, sigmas_of
 
 Rival = Callable[..., np.ndarray]  # (model, prompts, grid, seeds, steps, eta=0) -> (B, 4H, 4W, 3)
-Guide = Callable[[Tensor, Tensor, float], Tensor]  # (x, v, sigma) -> v
 RESDIT = replace(BALANCED, base_tokens=BASE_TOKENS)
 # Scaled positions and the log scale alone.
 SCALED = replace(RESDIT, layout="scaled", speed="exact", global_until=1.0, fused_until=1.0)
-
-
-def noises(grid: Grid, seeds: Sequence[int]) -> Tensor:
-    """(B, H*W, 48) starting noise."""
-    return torch.cat([noise_for(grid, seed) for seed in seeds])
-
-
-def flow(
-    velocity: Velocity,
-    x: Tensor,
-    words: Tensor,
-    height: int,
-    levels: Sequence[float],
-    guide: Guide | None = None,
-    eta: float = 0.0,
-    seeds: Sequence[int] = (),
-) -> tuple[Tensor, list[Tensor]]:
-    """x (B, L, C) along a velocity through the noise levels, and the clean latent that each step saw."""
-    seen = []
-    for step, (sigma, after) in enumerate(itertools.pairwise(levels)):
-        v = velocity(x, torch.full((len(x),), sigma), words, height)
-        v = v if guide is None else guide(x, v, sigma)
-        seen.append(x - sigma * v)
-        x = step_to(after, x, v, sigma, eta, partial(fresh_noise, x, seeds, step))
-    return x, seen
-
-
-def pictures(x: Tensor, height: int) -> np.ndarray:
-    """(B, 4H, 4W, 3) in [0, 1] of clean tokens."""
-    return (tokens_to_pictures(x, height).clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
 
 
 def enlarged(tokens: Tensor, before: Grid, after: Grid) -> Tensor:
@@ -74,7 +41,7 @@ def base_picture(
 ) -> tuple[Tensor, list[Tensor]]:
     """The model's own picture at the base size, enlarged to the grid (B, H*W, C), and what its steps saw, enlarged."""
     base = make_layout(grid, RESDIT).base
-    x, seen = flow(model, noises(base, seeds), words, base.height, levels, None, eta, seeds)
+    x, seen = flow(model, noises(base, seeds), words, base.height, levels, seeds, eta)
     return enlarged(x, base, grid), [enlarged(clean, base, grid) for clean in seen]
 
 
@@ -84,7 +51,7 @@ def lower(levels: Sequence[float], strength: float) -> list[float]:
 
 
 @torch.inference_mode()
-def plain_way(
+def changed_way(
     model: MicroModel,
     prompts: Sequence[str],
     grid: Grid,
@@ -96,9 +63,7 @@ def plain_way(
 ) -> np.ndarray:
     """From noise in one go, along the model's changed velocity."""
     velocity = model if grid.tokens <= BASE_TOKENS else change(model)
-    words, levels = tokenize(list(prompts)), sigmas_of(steps)
-    x, _ = flow(velocity, noises(grid, seeds), words, grid.height, levels, None, eta, seeds)
-    return pictures(x, grid.height)
+    return euler(velocity, prompts, grid, seeds, steps, eta=eta)
 
 
 @torch.inference_mode()
@@ -117,18 +82,13 @@ def hires_pass(
     """The WebUI's hires pass: a base picture, enlarged bicubically as a latent, noised to the strength, denoised."""
     words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
-        return plain_way(model, prompts, grid, seeds, steps, eta=eta, change=lambda model: model)
+        return sample(model, prompts, grid, seeds, steps=steps, eta=eta)
     clean, _ = base_picture(model, words, grid, seeds, levels, eta)
     rest = lower(levels, strength)
     x = (1 - rest[0]) * clean + rest[0] * noises(grid, seeds)
-    if config is not None:
-        apply_resdit(model.transformer, config, levels)
-    try:
-        x, _ = flow(change(model), x, words, grid.height, rest, None, eta, seeds)
-    finally:
-        if config is not None:
-            remove_resdit(model.transformer)
-    return pictures(x, grid.height)
+    with method(model, config, steps):
+        x, _ = flow(change(model), x, words, grid.height, rest, seeds, eta)
+    return pictures_of(x, grid.height)
 
 
 def scaled_positions(
@@ -141,11 +101,7 @@ def scaled_positions(
     eta: float = 0.0,
 ) -> np.ndarray:
     """Scaled positions in every step with the log attention scale, and nothing else; (B, 4H, 4W, 3)."""
-    apply_resdit(model.transformer, SCALED, sigmas_of(steps))
-    try:
-        return plain_way(model, prompts, grid, seeds, steps, eta=eta, change=lambda model: model)
-    finally:
-        remove_resdit(model.transformer)
+    return sample(model, prompts, grid, seeds, SCALED, steps, eta=eta)
 
 
 def by_patches(model: MicroModel) -> Velocity:
@@ -192,7 +148,7 @@ def hiflow(
     """
     words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
-        return plain_way(model, prompts, grid, seeds, steps, eta=eta, change=lambda model: model)
+        return sample(model, prompts, grid, seeds, steps=steps, eta=eta)
     clean, seen = base_picture(model, words, grid, seeds, levels, eta)
     seen_at = dict(zip(levels, seen, strict=False))
     noise, rest = noises(grid, seeds), lower(levels, strength)
@@ -208,8 +164,8 @@ def hiflow(
         return v
 
     velocity = at_positions(model, clipped_ntk, "none", proportional)
-    x, _ = flow(velocity, (1 - rest[0]) * clean + rest[0] * noise, words, grid.height, rest, guide, eta, seeds)
-    return pictures(x, grid.height)
+    x, _ = flow(velocity, (1 - rest[0]) * clean + rest[0] * noise, words, grid.height, rest, seeds, eta, guide)
+    return pictures_of(x, grid.height)
 
 
 def haar_low(tokens: Tensor, height: int) -> Tensor:
@@ -242,7 +198,7 @@ def i_max(
     """
     words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
-        return plain_way(model, prompts, grid, seeds, steps, eta=eta, change=lambda model: model)
+        return sample(model, prompts, grid, seeds, steps=steps, eta=eta)
     clean, _ = base_picture(model, words, grid, seeds, levels, eta)
 
     def guide(x: Tensor, v: Tensor, sigma: float) -> Tensor:
@@ -251,8 +207,8 @@ def i_max(
 
     shifted = [shift * s / (1 + (shift - 1) * s) for s in levels]
     velocity = at_positions(model, clipped_ntk, "none", proportional)
-    x, _ = flow(velocity, noises(grid, seeds), words, grid.height, shifted, guide, eta, seeds)
-    return pictures(x, grid.height)
+    x, _ = flow(velocity, noises(grid, seeds), words, grid.height, shifted, seeds, eta, guide)
+    return pictures_of(x, grid.height)
 
 
 STRENGTHS = (0.3, 0.5, 0.7)
@@ -261,8 +217,8 @@ RIVALS: dict[str, Rival] = {
     **{f"hires pass {s}": partial(hires_pass, strength=s) for s in STRENGTHS},
     **{f"hires pass {s} + scaled positions": partial(hires_pass, strength=s, config=SCALED) for s in STRENGTHS},
     **{f"hires pass {s} + Balanced": partial(hires_pass, strength=s, config=RESDIT) for s in STRENGTHS},
-    "MultiDiffusion": partial(plain_way, change=by_patches),
-    **{name: partial(plain_way, change=change) for name, change in POSITIONS.items()},
+    "MultiDiffusion": partial(changed_way, change=by_patches),
+    **{name: partial(changed_way, change=change) for name, change in POSITIONS.items()},
     "HiFlow": hiflow,
     "I-Max": i_max,
     "ScaleDiff": partial(hires_pass, strength=0.7, change=in_neighbourhoods),

@@ -1,4 +1,4 @@
-"""Pictures from a micro model: steps of the flow by Euler or Euler a, with or without the method."""
+"""Pictures from a micro model: steps of the flow by Euler, Euler a or LCM, with or without the method."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .model import LATENT_CHANNELS, MicroModel, tokenize, tokens_to_pictures
 STEPS = 35
 SAMPLERS = {"Euler": 0.0, "Euler a": 1.0, "LCM": math.inf}  # their eta
 Velocity = Callable[..., torch.Tensor]  # (tokens (B, H*W, C), sigma (B,), words, height) -> tokens
+Guide = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]  # (x, v, sigma) -> v
 
 
 def sigmas_of(steps: int = STEPS) -> list[float]:
@@ -45,6 +46,11 @@ def noise_for(grid: Grid, seed: int) -> torch.Tensor:
     return torch.randn(1, grid.tokens, 4 * LATENT_CHANNELS, generator=generator)
 
 
+def noises(grid: Grid, seeds: Sequence[int]) -> torch.Tensor:
+    """(B, H*W, 48) starting noise, one for every seed."""
+    return torch.cat([noise_for(grid, seed) for seed in seeds])
+
+
 def fresh_noise(like: torch.Tensor, seeds: Sequence[int], step: int) -> torch.Tensor:
     """Noise of a step for every picture, of its seed and the step's number alone."""
     generators = (torch.Generator().manual_seed((seed + 1) * 1000 + step) for seed in seeds)
@@ -67,6 +73,33 @@ def step_to(
     return shrink * (x + (down - sigma) * v) + max(0.0, after**2 - (shrink * down) ** 2) ** 0.5 * noise()
 
 
+def flow(
+    velocity: Velocity,
+    x: torch.Tensor,
+    words: torch.Tensor,
+    height: int,
+    levels: Sequence[float],
+    seeds: Sequence[int],
+    eta: float = 0.0,
+    guide: Guide | None = None,
+    tick: Callable[[], object] = lambda: None,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """x (B, L, C) along a velocity through the noise levels, and the clean latent that each step saw."""
+    seen = []
+    for step, (sigma, after) in enumerate(itertools.pairwise(levels)):
+        v = velocity(x, torch.full((len(x),), sigma), words, height)
+        v = v if guide is None else guide(x, v, sigma)
+        seen.append(x - sigma * v)
+        x = step_to(after, x, v, sigma, eta, partial(fresh_noise, x, seeds, step))
+        tick()
+    return x, seen
+
+
+def pictures_of(tokens: torch.Tensor, height: int) -> np.ndarray:
+    """(B, 4H, 4W, 3) float32 in [0, 1] of clean tokens."""
+    return (tokens_to_pictures(tokens, height).clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+
+
 def euler(
     velocity: Velocity,
     prompts: Sequence[str],
@@ -77,14 +110,9 @@ def euler(
     eta: float = 0.0,
 ) -> np.ndarray:
     """(B, 4H, 4W, 3) float32 pictures in [0, 1] by steps along `velocity(tokens, sigma, words, height)`."""
-    x = torch.cat([noise_for(grid, seed) for seed in seeds])
-    words = tokenize(list(prompts))
-    for step, (sigma, after) in enumerate(itertools.pairwise(sigmas_of(steps))):
-        v = velocity(x, torch.full((len(x),), sigma), words, grid.height)
-        x = step_to(after, x, v, sigma, eta, partial(fresh_noise, x, seeds, step))
-        tick()
-    pictures = tokens_to_pictures(x, grid.height).clamp(-1, 1) / 2 + 0.5
-    return pictures.permute(0, 2, 3, 1).numpy()
+    words, levels = tokenize(list(prompts)), sigmas_of(steps)
+    x, _ = flow(velocity, noises(grid, seeds), words, grid.height, levels, seeds, eta, tick=tick)
+    return pictures_of(x, grid.height)
 
 
 @torch.inference_mode()

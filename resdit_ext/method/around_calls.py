@@ -98,7 +98,7 @@ def resdit_prediction(
         an affine function of the others, and fusion and splice keep such functions.
     """
     whole = None if phase is Phase.LOCAL else predict_whole(latent)
-    if phase in (Phase.GLOBAL, Phase.LAYOUT):
+    if phase is Phase.GLOBAL:
         return whole
     base, canvas = plan.layout.base, None
     for number, start in enumerate(plan.layout.patches):
@@ -139,15 +139,20 @@ def call_by_patches(
         return call.predict(latent)
     phase = run.begin_call(sigma)
 
+    def predict_at_base(whole: Tensor) -> Tensor:
+        run.calls["model calls"] += 1
+        return layout_prediction(call.predict_at_base, run.view(layout, whole), whole, sigma, call.velocity)
+
+    if phase is Phase.LAYOUT:
+        return predict_at_base(latent)
+
     def make_plan() -> CallPlan:
         return CallPlan(layout, run.config, text, run.cached("table", table), latent.device)
 
     plan = run.cached((layout, text, str(latent.device)), make_plan)
 
-    def predict_whole(whole: Tensor) -> Tensor:
+    def predict_global(whole: Tensor) -> Tensor:
         run.calls["model calls"] += 1
-        if run.config.layout == "base":
-            return layout_prediction(call, run.view(layout, whole), whole, sigma)
         with adjusted(plan.global_positions(), plan.logit_scale):
             return call.predict(whole)
 
@@ -156,4 +161,5 @@ def call_by_patches(
         with adjusted(plan.patch_positions(number), 1.0):
             return call.predict(patch, plan.tokens[number])
 
+    predict_whole = predict_at_base if run.config.layout == "base" else predict_global
     return resdit_prediction(latent, plan, phase, predict_whole, predict_patch)

@@ -43,7 +43,7 @@ class BaseView:
     """
 
     def __init__(self, before: tuple[int, int], after: tuple[int, int], device: torch.device | str = "cpu") -> None:
-        self.before, self.after = before, after
+        self.after = after
         down = [shrinking_matrix(n, m) for n, m in zip(before, after, strict=True)]
         self._down = [matrix.float().to(device) for matrix in down]
         self._up = [(matrix.T * (n / m)).float().to(device) for matrix, n, m in zip(down, before, after, strict=True)]
@@ -78,6 +78,9 @@ def by_matrices(latent: Tensor, matrices: list[Tensor]) -> Tensor:
         return (rows @ latent.float() @ cols.T).to(latent.dtype)
 
 
+PredictAtBase = Callable[[Tensor, float, BaseView], Tensor]
+
+
 @dataclass(frozen=True)
 class ModelCall:
     """How the model is called by whom a sampler has asked for one prediction, at one noise level.
@@ -91,17 +94,20 @@ class ModelCall:
     """
 
     predict: Callable[..., Tensor]
-    predict_at_base: Callable[[Tensor, float, BaseView], Tensor]
+    predict_at_base: PredictAtBase
     velocity: bool = False
 
 
-def layout_prediction(call: ModelCall, view: BaseView, latent: Tensor, sigma: float) -> Tensor:
+def layout_prediction(
+    predict_at_base: PredictAtBase, view: BaseView, latent: Tensor, sigma: float, velocity: bool
+) -> Tensor:
     """The prediction for `latent` (B, C, 2H, 2W) that is made on the base grid: x0 = E D(S x, sigma').
 
     D is the clean latent that the model sees, S the shrinking and E the enlarging; a velocity is v = (x - x0) / sigma.
+    The first and the last argument are `ModelCall`'s.
     """
     seen, level = view.noisy(latent, sigma), view.level(sigma)
-    prediction = call.predict_at_base(seen, level, view)
-    if not call.velocity:
+    prediction = predict_at_base(seen, level, view)
+    if not velocity:
         return view.enlarge(prediction)
     return (latent - view.enlarge(seen - level * prediction)) / sigma

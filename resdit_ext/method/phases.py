@@ -73,6 +73,11 @@ class Schedule:
             return self.first
         return Phase.FUSED if sigma > self.fused_end else Phase.LOCAL
 
+    def steps(self, sigmas: Sequence[float]) -> dict[Phase, int]:
+        """How many first-order steps along a list of noise levels fall in each phase."""
+        phases = [self.phase(sigma) for sigma in sigmas[:-1]]
+        return {phase: phases.count(phase) for phase in Phase}
+
     def is_out_of_range(self, sigma: float) -> bool:
         """True where `phase` had to clamp, which a host should report once."""
         return not -1e-6 <= sigma <= self.top * (1 + 1e-3)
@@ -112,5 +117,4 @@ def make_schedule(config: ResDiTConfig, sigmas: Sequence[float]) -> Schedule:
 def steps_per_phase(config: ResDiTConfig, steps: int, skipped: int = 0) -> dict[Phase, int]:
     """How many of `steps` first-order steps, the first `skipped` left out, fall in each phase."""
     schedule = make_schedule(config, sigmas := shifted_sigmas(steps))
-    phases = [schedule.phase(sigma) for sigma in sigmas[skipped:-1]]
-    return {phase: phases.count(phase) for phase in Phase}
+    return schedule.steps(sigmas[skipped:])

@@ -87,11 +87,6 @@ class Run:
             self._said.add(message)
             self._say(message)
 
-    def steps(self) -> dict[Phase, int]:
-        """How many steps of the run's list fall in each phase."""
-        phases = [self.schedule.phase(sigma) for sigma in self.sigmas[:-1]]
-        return {phase: phases.count(phase) for phase in Phase if phase in phases}
-
     @torch.compiler.disable  # a compiled model would trace into the cache, and warn of it
     def layout(self, grid: Grid, sigma: float = 1.0) -> Layout:
         """The layout of `grid` under this run's configuration, in the step that a call at `sigma` belongs to."""

@@ -13,12 +13,13 @@ from ..control.call import Residuals
 from ..control.token_nets import to_tokens
 from ..control.treatment import PatchBlender, at_high_resolution
 from ..errors import Unsupported
-from ..method.around_calls import crop, from_grid
+from ..method.around_calls import crop
 from ..method.blend import Joiner
 from ..method.layout import Grid, Layout
 from ..method.positions import grid_positions
 from ..method.run import Run
-from .rotary_diffusers import grid_of
+from .rotary import image_ids
+from .rotary_diffusers import grid_of, to_latent
 
 HINT_PIXELS = 16  # a side of a token, of a hint that is given as pixels
 
@@ -58,12 +59,12 @@ def around_token_net(model: nn.Module, run: Run) -> Callable:
         if layout.is_base:
             return net(**given)
         grid, base = layout.grid, layout.base
-        picture = from_grid(tokens.unflatten(1, (grid.height, grid.width)))
+        picture = to_latent(tokens, grid)
         sees_pixels = hint.ndim == 4
         side = HINT_PIXELS if sees_pixels else 2
-        hint = hint if sees_pixels else from_grid(hint.unflatten(1, (grid.height, grid.width)))
+        hint = hint if sees_pixels else to_latent(hint, grid)
         whole = shrunk(hint, (side * base.height, side * base.width))
-        ids = F.pad(grid_positions(base), (1, 0)).to(tokens)
+        ids = image_ids(0, grid_positions(base)).to(tokens)
 
         def call(latent: Tensor, start: tuple[int, int] | None) -> Residuals:
             part = whole

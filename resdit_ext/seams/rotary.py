@@ -190,7 +190,7 @@ class RotaryAdapter:
             return plain()
 
         with self.way.replaced(self.module, self.embedder, watched):
-            prediction = layout_prediction(call, run.view(layout, latent), latent, sigma)
+            prediction = layout_prediction(call.predict_at_base, run.view(layout, latent), latent, sigma, call.velocity)
         if not refused:
             return prediction
         run.say(f"not active: {refused[0]}")

@@ -22,7 +22,7 @@ from ..errors import Unsupported
 from ..method.around_calls import from_grid
 from ..method.in_attention import plan_for, resdit_attention
 from ..method.layout import Grid, Layout
-from ..method.layout_steps import BaseView, ModelCall, layout_prediction
+from ..method.layout_steps import BaseView, layout_prediction
 from ..method.phases import Phase
 from ..method.positions import grid_positions
 from ..method.rotary import RotaryTable, rotary_table
@@ -203,13 +203,12 @@ class RotaryProcessors:
         with intercepted(calling(processor, replaced) for processor in self.processors(transformer)):
             yield
 
-    def at_base(self, given: Call, grid: Grid, latent: Tensor, level: float, view: BaseView) -> Call:
+    def at_base(self, given: Call, layout: Layout, latent: Tensor, level: float, view: BaseView) -> Call:
         """The arguments of a call on the base grid, for a latent (B, C, 2h, 2w) there and its noise level.
 
         What is given per token (conditions beside the latent, control, a mask) is brought to the base size.
         """
-        hidden, base = given["hidden_states"], Grid(latent.shape[-2] // 2, latent.shape[-1] // 2)
-        tokens = to_tokens(latent)
+        hidden, tokens, grid, base = given["hidden_states"], to_tokens(latent), layout.grid, layout.base
         if (given_too := hidden[..., tokens.shape[-1] :]).shape[-1]:
             tokens = torch.cat((tokens, to_tokens(view.shrink(to_latent(given_too, grid)))), -1)
         ids = image_ids(0, grid_positions(base)).to(given["img_ids"])
@@ -230,13 +229,12 @@ class RotaryProcessors:
         """A layout step: the velocity (B, H*W, C) that is made by a call on the base grid."""
 
         def predict(latent: Tensor, level: float, view: BaseView) -> Tensor:
-            out = call(**self.at_base(given, layout.grid, latent, level, view) | {"return_dict": False})[0]
+            out = call(**self.at_base(given, layout, latent, level, view) | {"return_dict": False})[0]
             return to_latent(out, layout.base)
 
         run.calls["model calls"] += 1
         latent = to_latent(given["hidden_states"][..., :channels], layout.grid)
-        whole = ModelCall(call, predict, velocity=True)
-        return to_tokens(layout_prediction(whole, run.view(layout, latent), latent, sigma))
+        return to_tokens(layout_prediction(predict, run.view(layout, latent), latent, sigma, velocity=True))
 
     def around_calls(self, transformer: nn.Module, run: Run) -> Callable:
         """`around(call, ...)` that calls the transformer with the method in its attention; raises Unsupported."""
@@ -248,7 +246,7 @@ class RotaryProcessors:
             tokens, text = given["hidden_states"].shape[1], given["encoder_hidden_states"].shape[1]
             mask, read = self.mask(given), None
             try:
-                layout = run.layout(grid_of(given["img_ids"], tokens), sigma := float(given["timestep"].max()))
+                layout = run.layout(grid_of(given["img_ids"], tokens))
                 if mask is not None and not layout.is_base:
                     read = self.masks.read(mask, text, tokens)
             except Unsupported as reason:
@@ -257,7 +255,8 @@ class RotaryProcessors:
             if layout.is_base:
                 run.calls["base"] += 1
                 return call(*args, **kwargs)
-            phase = run.begin_call(sigma)
+            sigma = float(given["timestep"].max())  # which waits for the device
+            layout, phase = run.layout(layout.grid, sigma), run.begin_call(sigma)
             if phase is Phase.LAYOUT:
                 sample = self.predict_at_base(call, given, layout, transformer.out_channels, run, sigma)
                 if not given.get("return_dict", True):

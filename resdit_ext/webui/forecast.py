@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..families import Family, families
@@ -13,6 +14,11 @@ from .options import DEFAULTS, Request
 from .sizes import PIXELS_PER_TOKEN
 
 MEASURED_SCALE = 4.05  # the lab went to 4x
+
+
+def listed(phases: Mapping[str, int]) -> str:
+    """The number of steps of each phase that has any, in words."""
+    return ", ".join(f"{n} {phase}" for phase, n in phases.items() if n)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Forecast:
     @property
     def in_phases(self) -> str:
         """The steps by phase, and of which pass they are."""
-        told = ", ".join(f"{n} {phase}" for phase, n in self.phases.items())
+        told = listed(self.phases)
         return f"{told} ({self.which})" if self.which else told
 
     def line(self) -> str:

@@ -12,6 +12,7 @@ from ..errors import ResDiTError
 from ..hosts import fixed_size, progress
 from ..method.run import Run
 from . import infotext
+from .forecast import Forecast
 from .messages import tell
 from .options import Request
 
@@ -29,8 +30,7 @@ class Generation:
         begun: True once the noise is drawn: from then on the host's own size cannot be restored.
         runs: of its passes.
         sampler: a weak reference to the sampler of the last run.
-        told: how many steps of each phase the user was told of.
-        told_of_hires: whether those are of the hires pass.
+        told: what the user was told of one of its passes before it began.
         owns_final: whether ResDiT makes the picture that is saved, and so also prepares the VAE for it.
     """
 
@@ -39,8 +39,7 @@ class Generation:
     begun: bool = False
     runs: list[Run] = field(default_factory=list)
     sampler: Callable[[], object | None] = field(default=lambda: None)
-    told: dict[str, int] = field(default_factory=dict)
-    told_of_hires: bool = False
+    told: Forecast | None = None
     owns_final: bool = False
 
     def release(self) -> None:

@@ -12,9 +12,10 @@ from ..method.layout import Grid, make_layout
 from ..method.phases import Phase
 from ..method.run import UNSUITABLE, Run
 from . import infotext, settings, xyz
+from .forecast import listed
 from .generation import ATTRIBUTE, Generation, guarded, refuse, shown_steps
 from .messages import answer, forget, log_to_console, tell, teller
-from .options import parse_request
+from .options import HIRES_PASS, parse_request
 from .passes import final_size, forecast_of, in_hires, set_size, sigmas_of_pass, steps_of, wants_this_pass
 
 __all__ = ["log_to_console", "tell"]
@@ -75,7 +76,7 @@ def process(p: object, *_: object) -> None:
         p.extra_generation_params.update(infotext.parameters(generation.request, final_size(p)))
     else:
         p.extra_generation_params[infotext.REFUSED_KEY] = forecast.idle
-    generation.told, generation.told_of_hires = forecast.phases, forecast.which == "hires pass"
+    generation.told = forecast
     generation.owns_final = forecast.active and (forecast.width, forecast.height) == final_size(p)
     if getattr(p, "init_images", None):
         prepare_vae(p, generation)  # img2img encodes its picture next; the host drops the VAE after that
@@ -94,9 +95,10 @@ def method_of_pass(p: object, grid: Grid) -> ActiveMethod | None:
 
 def tell_other_steps(p: object, generation: Generation, run: Run) -> None:
     """Say how many steps each phase has, where this sampler's noise levels make it others than was told."""
-    found = {phase.value: n for phase, n in run.steps().items()}
-    if in_hires(p) == generation.told_of_hires and found != generation.told:
-        run.say("with this sampler and schedule type: " + ", ".join(f"{n} {phase}" for phase, n in found.items()))
+    told = generation.told
+    found = {phase.value: n for phase, n in run.schedule.steps(run.sigmas).items() if n}
+    if in_hires(p) == (told.which == HIRES_PASS) and found != told.phases:
+        run.say(f"with this sampler and schedule type: {listed(found)}")
 
 
 @guarded
@@ -162,5 +164,4 @@ def postprocess(p: object, processed: object) -> None:
     generation.release()
     if generation.acted:
         calls = generation.calls
-        made = {phase.value: calls[phase.value] for phase in Phase if calls[phase.value]}
-        logger.info("done: %s", ", ".join(f"{n} {phase}" for phase, n in made.items()))
+        logger.info("done: %s", listed({phase.value: calls[phase.value] for phase in Phase}))

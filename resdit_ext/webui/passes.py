@@ -113,7 +113,7 @@ def forecast_of_pass(p: object, request: Request, family: Family | None, hires: 
     """What will happen in one pass."""
     size = final_size(p) if hires or not has_hires(p) else (p.width, p.height)
     steps = steps_of(p, hires)
-    which = ("hires pass" if hires else "first pass") if has_hires(p) else ""
+    which = (HIRES_PASS if hires else FIRST_PASS) if has_hires(p) else ""
     return forecast(request, *size, steps.listed, family, skipped=steps.skipped, which=which)
 
 

@@ -189,12 +189,11 @@ class ResDiTControl:
             toned_part = toned(part, self.checkpoint.tones, shows)
             return toned_part if as_is else encode(p, self.checkpoint, toned_part)
 
-        patch_hints = {}
-        if method is not None and (self.checkpoint.format.model_on_patches or method[1].speed == "exact"):
+        patch_hints, on_patches = {}, self.checkpoint.format.model_on_patches
+        if method is not None and (on_patches or method[1].speed == "exact"):
             # Patch by patch, so that no encoding is larger than a picture of the base size.
             whole = pixels(cond, token * picture.height, token * picture.width)
             layout, config = method
-            on_patches = self.checkpoint.format.model_on_patches
             layouts = layouts_in_turn(picture, config) if on_patches else (layout,)
             for row, col in dict.fromkeys(start for each in layouts for start in each.patches):
                 rows, cols = (slice(token * a, token * (a + n)) for a, n in ((row, grid.height), (col, grid.width)))

@@ -42,6 +42,9 @@ SETTINGS = {
 }
 
 
+Calls = list[tuple[float, Phase | None, Callable[[], object]]]
+
+
 def made(cls: Callable[..., nn.Module], device: str, double: int, single: int) -> nn.Module:
     """A model of FLUX.1-dev's width with so many blocks, in bfloat16 with random weights, made on the device."""
     before = torch.get_default_dtype()
@@ -97,9 +100,7 @@ def control_calls(pixels: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def calls(
-    transformer: FluxTransformer2DModel, config: ResDiTConfig | None, pixels: int, device: str
-) -> list[tuple[float, Phase | None, Callable[[], object]]]:
+def calls(transformer: FluxTransformer2DModel, config: ResDiTConfig | None, pixels: int, device: str) -> Calls:
     """(steps of 35, phase, one model call) for every phase and layout of a setting; None is the model as it is."""
     data = inputs(pixels, device)
     if config is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 
 import torch
 
@@ -17,10 +16,7 @@ WHAT = "denoising in 35 steps, 4K, {} / plain"
 MEMORY = "peak memory above plain, 4K, measured, {}"
 
 
-Calls = list[tuple[float, object, Callable[[], object]]]
-
-
-def run_time(calls: Calls, device: str) -> float:
+def run_time(calls: flux.Calls, device: str) -> float:
     """Seconds of a run's 35 steps: the median time of a call of each phase, times its steps."""
     total = 0.0
     for steps, _, call in calls:
@@ -29,7 +25,7 @@ def run_time(calls: Calls, device: str) -> float:
     return total
 
 
-def peak(calls: Calls) -> int:
+def peak(calls: flux.Calls) -> int:
     """Most bytes allocated during any of the calls."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
