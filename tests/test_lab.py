@@ -6,15 +6,13 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from resdit_ext import PAPER, ResDiTError
+from resdit_ext import ResDiTError
 from resdit_ext.__main__ import main
 from resdit_ext.lab import train as train_module
 from resdit_ext.lab.demo import parse_aspect
-from resdit_ext.lab.evaluate import OWN, SHOWN, TRUTH, costs, evaluate, prompt_of, summary, table
+from resdit_ext.lab.evaluate import SHOWN, prompt_of
 from resdit_ext.lab.methods import METHODS, grid_for
 from resdit_ext.lab.metrics import fit_scene, measure, segment
 from resdit_ext.lab.model import (
@@ -27,7 +25,7 @@ from resdit_ext.lab.model import (
     tokens_to_pictures,
     weights_of,
 )
-from resdit_ext.lab.sampling import sample, step_to
+from resdit_ext.lab.sampling import sample
 from resdit_ext.lab.scenes import SHAPES, Scene, object_mask, parse_prompt, random_scene, render
 from resdit_ext.lab.train import TrainConfig, train
 from resdit_ext.method.layout import Grid, make_layout
@@ -225,78 +223,6 @@ def test_at_the_base_size_the_picture_is_bit_identical(name):
         for config in (None, METHODS["Balanced"])
     )
     assert np.array_equal(plain, resdit)
-
-
-def test_evaluation_resumes_and_tabulates(tmp_path, monkeypatch):
-    from resdit_ext.lab import evaluate as module
-
-    made = []
-
-    def picture(_, name, grid, prompt, seed):
-        made.append((name, seed))
-        return render(random_scene(np.random.default_rng(seed), prompt), 4 * grid.height, 4 * grid.width)
-
-    monkeypatch.setattr(module, "picture_of", picture)
-    monkeypatch.setattr(module, "costs", lambda _: lambda name, grid, of: grid.tokens / of.tokens)
-    results = tmp_path / "results.jsonl"
-    model = MODELS["flux"]()
-    first = evaluate(model, [2], results, seeds=2, chosen=[TRUTH, "Paper"])
-    assert len(made) == 4 and len(first) == 4
-    again = evaluate(model, [2], results, seeds=3, chosen=[TRUTH, "Paper"])
-    assert len(made) == 6 and len(again) == 6
-    cells = summary(again)
-    assert cells["1:1/2/Paper"]["ok"][2] == 3
-    assert "| 2x | Paper | 3 | 1.00±0.00 |" in table(cells)
-    own = summary(evaluate(model, [2], results, seeds=2, chosen=[OWN]))["1:1/2/1x"]
-    assert own["ok"][0] == 1 and own["flops"][0] == 0.25 and own["seam"][0] == 1  # of the base size
-
-
-def test_the_cost_of_a_row_is_counted(sd3, monkeypatch):
-    """On the micro SD3, which has no attention between patches: calls at the base size, of 32 + 256 tokens."""
-    from resdit_ext.lab import evaluate as module
-
-    monkeypatch.setattr(module, "sample", lambda *a, **k: sample(*a, **k, steps=5))
-    grid, cost = Grid(24, 24), costs(sd3)
-    patches = (
-        len(make_layout(grid, METHODS["Balanced"]).patches),
-        len(make_layout(grid, METHODS["Balanced"], 1).patches),
-    )
-    calls = 1 + 2 * (1 + patches[0]) + 2 * (1 + patches[1])  # of the five steps the first is a layout step
-    assert cost("plain", grid, grid) == pytest.approx(1, rel=1e-3)
-    assert cost("Balanced", grid, grid) == pytest.approx(calls / 5 * cost("1x", Grid(16, 16), grid), rel=0.02)
-
-
-@given(st.floats(0.02, 0.99), st.floats(0.02, 0.99), st.floats(0, 1))
-def test_a_step_leads_to_a_latent_of_its_noise_level(a, b, eta):
-    """Where the model knows the clean latent, (1 - sigma) of it is left, and noise of standard deviation sigma."""
-    sigma, after = max(a, b), min(a, b)
-    clean, noise, fresh = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
-    x = (1 - sigma) * clean + sigma * noise
-    found = step_to(after, x, noise - clean, sigma, eta, lambda: fresh)
-    assert float(found[0]) == pytest.approx(2 * (1 - after), abs=1e-5)
-    assert float(found[1:].norm()) == pytest.approx(after, abs=1e-5)
-    if eta == 0:
-        assert float(found[2]) == 0
-    if eta == 1 and after > 0:
-        assert float(found[1]) == pytest.approx(after**2 / sigma * (1 - after) / (1 - after**2 / sigma), abs=1e-5)
-
-
-def test_euler_a_draws_the_same_from_the_same_seed_alone_and_in_a_batch(model):
-    prompts = [prompt_of(seed) for seed in (3, 4)]
-    both = sample(model, prompts, Grid(16, 16), [3, 4], steps=3, eta=1.0)
-    alone = sample(model, prompts[1:], Grid(16, 16), [4], steps=3, eta=1.0)
-    assert np.abs(both[1] - alone[0]).max() < 1e-4
-    assert np.abs(alone - sample(model, prompts[1:], Grid(16, 16), [4], steps=3)).max() > 0.01
-
-
-def test_the_ablation_is_the_papers():
-    off = {name: config.differences(METHODS["Paper"]) for name, config in METHODS.items() if config}
-    assert off["Paper w/o PES"] == {"pes": False}
-    assert off["Paper w/o PIPE"] == {"pipe": False}
-    assert off["Paper w/o PSF"] == {"fusion": "mean"}
-    assert off["Paper w/o MOP and GWS"] == {"overlap": False, "splice": "mean"}
-    assert off["Paper w/o GWS"] == {"splice": "mean"}
-    assert METHODS["Paper"].differences(PAPER) == {"base_tokens": BASE_TOKENS}
 
 
 @pytest.fixture
