@@ -22,7 +22,7 @@ from ..method.positions import patch_indices
 from .model import BASE_TOKENS, MicroModel, to_latent, to_tokens, tokenize
 from .neighbourhoods import in_neighbourhoods
 from .rival_positions import POSITIONS, at_positions, clipped_ntk, proportional
-from .sampling import STEPS, Velocity, euler, flow, method, noises, pictures_of, sample, sigmas_of
+from .sampling import STEPS, Velocity, euler, flow, method, noises, pictures_of, sigmas_of
 
 Rival = Callable[..., np.ndarray]  # (model, prompts, grid, seeds, steps, eta=0) -> (B, 4H, 4W, 3)
 RESDIT = replace(BALANCED, base_tokens=BASE_TOKENS)
@@ -50,8 +50,13 @@ def lower(levels: Sequence[float], strength: float) -> list[float]:
     return list(levels[len(levels) - 1 - max(1, int(strength * (len(levels) - 1))) :])
 
 
+def unchanged(model: MicroModel) -> Velocity:
+    """The model's own velocity."""
+    return model
+
+
 @torch.inference_mode()
-def changed_way(
+def one_pass(
     model: MicroModel,
     prompts: Sequence[str],
     grid: Grid,
@@ -59,11 +64,13 @@ def changed_way(
     steps: int = STEPS,
     *,
     eta: float = 0.0,
-    change: Callable[[MicroModel], Velocity],
+    config: ResDiTConfig | None = None,
+    change: Callable[[MicroModel], Velocity] = unchanged,
 ) -> np.ndarray:
-    """From noise in one go, along the model's changed velocity."""
-    velocity = model if grid.tokens <= BASE_TOKENS else change(model)
-    return euler(velocity, prompts, grid, seeds, steps, eta=eta)
+    """From noise in one go, with the method in the model or along its changed velocity."""
+    with method(model, config, steps):
+        velocity = model if grid.tokens <= BASE_TOKENS else change(model)
+        return euler(velocity, prompts, grid, seeds, steps, eta=eta)
 
 
 @torch.inference_mode()
@@ -77,31 +84,18 @@ def hires_pass(
     eta: float = 0.0,
     strength: float = 0.5,
     config: ResDiTConfig | None = None,
-    change: Callable[[MicroModel], Velocity] = lambda model: model,
+    change: Callable[[MicroModel], Velocity] = unchanged,
 ) -> np.ndarray:
     """The WebUI's hires pass: a base picture, enlarged bicubically as a latent, noised to the strength, denoised."""
     words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
-        return sample(model, prompts, grid, seeds, steps=steps, eta=eta)
+        return one_pass(model, prompts, grid, seeds, steps, eta=eta)
     clean, _ = base_picture(model, words, grid, seeds, levels, eta)
     rest = lower(levels, strength)
     x = (1 - rest[0]) * clean + rest[0] * noises(grid, seeds)
     with method(model, config, steps):
         x, _ = flow(change(model), x, words, grid.height, rest, seeds, eta)
     return pictures_of(x, grid.height)
-
-
-def scaled_positions(
-    model: MicroModel,
-    prompts: Sequence[str],
-    grid: Grid,
-    seeds: Sequence[int],
-    steps: int = STEPS,
-    *,
-    eta: float = 0.0,
-) -> np.ndarray:
-    """Scaled positions in every step with the log attention scale, and nothing else; (B, 4H, 4W, 3)."""
-    return sample(model, prompts, grid, seeds, SCALED, steps, eta=eta)
 
 
 def by_patches(model: MicroModel) -> Velocity:
@@ -148,7 +142,7 @@ def hiflow(
     """
     words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
-        return sample(model, prompts, grid, seeds, steps=steps, eta=eta)
+        return one_pass(model, prompts, grid, seeds, steps, eta=eta)
     clean, seen = base_picture(model, words, grid, seeds, levels, eta)
     seen_at = dict(zip(levels, seen, strict=False))
     noise, rest = noises(grid, seeds), lower(levels, strength)
@@ -198,7 +192,7 @@ def i_max(
     """
     words, levels = tokenize(list(prompts)), sigmas_of(steps)
     if grid.tokens <= BASE_TOKENS:
-        return sample(model, prompts, grid, seeds, steps=steps, eta=eta)
+        return one_pass(model, prompts, grid, seeds, steps, eta=eta)
     clean, _ = base_picture(model, words, grid, seeds, levels, eta)
 
     def guide(x: Tensor, v: Tensor, sigma: float) -> Tensor:
@@ -217,10 +211,10 @@ RIVALS: dict[str, Rival] = {
     **{f"hires pass {s}": partial(hires_pass, strength=s) for s in STRENGTHS},
     **{f"hires pass {s} + scaled positions": partial(hires_pass, strength=s, config=SCALED) for s in STRENGTHS},
     **{f"hires pass {s} + Balanced": partial(hires_pass, strength=s, config=RESDIT) for s in STRENGTHS},
-    "MultiDiffusion": partial(changed_way, change=by_patches),
-    **{name: partial(changed_way, change=change) for name, change in POSITIONS.items()},
+    "MultiDiffusion": partial(one_pass, change=by_patches),
+    **{name: partial(one_pass, change=change) for name, change in POSITIONS.items()},
     "HiFlow": hiflow,
     "I-Max": i_max,
     "ScaleDiff": partial(hires_pass, strength=0.7, change=in_neighbourhoods),
-    "scaled positions + log scale": scaled_positions,
+    "scaled positions + log scale": partial(one_pass, config=SCALED),
 }
