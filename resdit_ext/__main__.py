@@ -101,8 +101,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
     scales = scales_of(args)
     aspects = [parse_aspect(aspect) for aspect in args.aspects.split(",")]
     model = load_micro(args.model, args.weights)
-    results = args.results or Path(f"out/evaluate_{args.model}.jsonl")
-    measured = evaluate(model, scales, results, args.seeds, chosen, aspects)
+    results = args.results or Path(f"out/evaluate_{args.model}_{args.textures}.jsonl")
+    measured = evaluate(model, scales, results, args.seeds, chosen, aspects, args.textures)
     cells = summary(measured)
     return report(cells, table(cells), args.json)
 
@@ -116,7 +116,8 @@ def run_train(args: argparse.Namespace) -> int:
     steps = TRAINABLE[args.model].training_steps if args.steps is None else args.steps
     check_number("steps", steps, 1, 1_000_000, whole=True)
     out = args.out or Path("out") / weights_of(args.model).name
-    loss = train(out, TrainConfig(steps, args.model, batch=args.batch, seed=args.seed, start=args.start))
+    config = TrainConfig(steps, args.model, batch=args.batch, seed=args.seed, start=args.start, textures=args.textures)
+    loss = train(out, config)
     print(f"loss of the last 100 steps: {loss:.4f}; weights: {out}")
     return 0
 
@@ -211,6 +212,8 @@ def parser() -> argparse.ArgumentParser:
     ui.add_argument("--weights", type=Path, help="default: the shipped ones")
     ui.set_defaults(run=run_ui)
 
+    for command in (evaluate, train):
+        command.add_argument("--textures", choices=("drawn", "photographs"), default="drawn", help="(default drawn)")
     for command in (demo, evaluate):
         command.add_argument("--json", type=Path, help="write the figures here")
         command.add_argument("--weights", type=Path, help="default: the shipped ones")

@@ -48,9 +48,9 @@ def test_evaluation_resumes_and_tabulates(tmp_path, monkeypatch):
 
     made = []
 
-    def picture(_, name, grid, prompt, seed):
+    def picture(_, name, grid, prompt, seed, patterns):
         made.append((name, seed))
-        return render(random_scene(np.random.default_rng(seed), prompt), 4 * grid.height, 4 * grid.width)
+        return render(random_scene(np.random.default_rng(seed), prompt), 4 * grid.height, 4 * grid.width, patterns)
 
     monkeypatch.setattr(module, "picture_of", picture)
     monkeypatch.setattr(module, "costs", lambda _: lambda name, grid, of: grid.tokens / of.tokens)
@@ -65,6 +65,14 @@ def test_evaluation_resumes_and_tabulates(tmp_path, monkeypatch):
     assert "| 2x | Paper | 3 | 1.00±0.00 |" in table(cells)
     own = summary(evaluate(model, [2], results, seeds=2, chosen=[OWN]))["1:1/2/1x"]
     assert own["ok"][0] == 1 and own["flops"][0] == 0.25 and own["seam"][0] == 1  # of the base size
+
+
+def test_evaluation_of_photographs(tmp_path):
+    results = tmp_path / "results.jsonl"
+    measured = evaluate(MODELS["flux"](), [2], results, seeds=1, chosen=[TRUTH], textures="photographs")
+    text = table(summary(measured))
+    assert "far_object" in text and "tex_object" not in text
+    assert summary(measured)["1:1/2/true render"]["far_ground"][0] < 0.25
 
 
 def test_the_cost_of_a_row_is_counted(sd3, monkeypatch):

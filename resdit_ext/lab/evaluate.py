@@ -17,12 +17,12 @@ from .benchmarks.counters import by_kind, flop_counter
 from .methods import METHODS, grid_for
 from .metrics import measure
 from .model import MicroModel
+from .photographs import TEXTURES, measure_photographs
 from .rivals import RIVALS
 from .sampling import SAMPLERS, sample
-from .scenes import random_scene, render
+from .scenes import Patterns, drawn_patterns, random_scene, render
 
 FIRST_SEED = 100_000  # development used seeds below it
-SHOWN = ("ok", "one", "iou", "sky_error", "tex_object", "tex_ground", "stripes", "psd_hf", "seam", "flops", "cpu")
 DIGITS = {"control_error": 3, "cpu": 1}
 TRUTH = "true render"
 OWN = "1x"  # the model's own pictures, at its training size: the ceiling
@@ -40,11 +40,13 @@ def key_of(aspect: tuple[int, int], scale: float, name: str, seed: int) -> str:
     return f"{aspect[0]}:{aspect[1]}/{scale:g}/{name}/{seed}"
 
 
-def picture_of(model: MicroModel, name: str, grid: Grid, prompt: str, seed: int) -> np.ndarray:
+def picture_of(
+    model: MicroModel, name: str, grid: Grid, prompt: str, seed: int, patterns: Patterns = drawn_patterns
+) -> np.ndarray:
     """The (4H, 4W, 3) picture of one row and seed; the truth is a render of a random scene of the prompt."""
     if name == TRUTH:
         scene = random_scene(np.random.default_rng(seed), prompt)
-        return render(scene, 4 * grid.height, 4 * grid.width)
+        return render(scene, 4 * grid.height, 4 * grid.width, patterns)
     method, eta = method_and_eta(name)
     if method in RIVALS:
         return RIVALS[method](model, [prompt], grid, [seed], eta=eta)[0]
@@ -105,6 +107,7 @@ def evaluate(
     seeds: int | None = None,
     chosen: Iterable[str] = ROWS,
     aspects: Sequence[tuple[int, int]] = ((1, 1),),
+    textures: str = "drawn",
 ) -> dict[str, dict[str, float]]:
     """Measures by key of every method, size and seed, resumed from `results`.
 
@@ -117,9 +120,11 @@ def evaluate(
         grid = grid_for(aspect, 1) if method == OWN else of
         layout = make_layout(grid, METHODS.get(method) or METHODS["Balanced"])
         before = time.process_time()
-        picture = picture_of(model, name, grid, prompt, seed)
+        picture = picture_of(model, name, grid, prompt, seed, TEXTURES[textures])
         cpu = time.process_time() - before
-        return asdict(measure(picture, prompt, layout)) | {"flops": cost(name, grid, of), "cpu": cpu}
+        drawn = textures == "drawn"
+        figures = measure(picture, prompt, layout) if drawn else measure_photographs(picture, prompt, layout, seed)
+        return asdict(figures) | {"flops": cost(name, grid, of), "cpu": cpu}
 
     wanted = {
         key_of(aspect, scale, name, seed): partial(row, name, aspect, scale, seed)
@@ -150,8 +155,9 @@ def summary(measured: dict[str, dict[str, float]]) -> dict[str, dict[str, tuple[
     }
 
 
-def table(cells: dict[str, dict[str, tuple[float, float, int]]], shown: Sequence[str] = SHOWN) -> str:
-    """The summary as a Markdown table, mean +- standard error."""
+def table(cells: dict[str, dict[str, tuple[float, float, int]]], shown: Sequence[str] = ()) -> str:
+    """The summary as a Markdown table of the measures `shown`, by default all; mean +- standard error."""
+    shown = shown or tuple(next(iter(cells.values())))
     lines = [
         "| size | method | n | " + " | ".join(shown) + " |",
         "|---|---|---|" + "---|" * len(shown),

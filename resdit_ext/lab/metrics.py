@@ -18,6 +18,7 @@ from .scenes import (
     SKY_TOP,
     STRIPE_PERIOD,
     Scene,
+    is_long,
     object_mask,
     parse_prompt,
     render,
@@ -25,6 +26,7 @@ from .scenes import (
 
 SKY, GROUND, OBJECT = range(3)
 OK_IOU, OK_SKY_ERROR, OK_SIDE, OK_HORIZON = 0.85, 0.10, (0.30, 0.70), (0.42, 0.78)
+SEEN_IOU = 0.3  # without an object its texture counts as missing
 SMALLEST_OBJECT = 0.03  # of the area of a disc half as wide as the frame's short side
 
 
@@ -183,28 +185,54 @@ def seam(picture: np.ndarray, layout: Layout) -> float:
     return at / near if near else 1.0
 
 
-def measure(picture: np.ndarray, prompt: str, layout: Layout) -> Measures:
-    """All figures of a picture (4H, 4W, 3) in [0, 1] made with `prompt` on the layout's grid."""
+@dataclass(frozen=True)
+class Explained:
+    """The scene that a picture shows, how well it does so, and where object and ground lie well within it."""
+
+    scene: Scene
+    ok: float
+    one: float
+    iou: float
+    sky_error: float
+    inside: np.ndarray  # (H, W) of the object, away from its outline
+    below: np.ndarray  # (H, W) of the ground, away from the object and the horizon
+
+
+def explained(picture: np.ndarray, prompt: str) -> Explained:
+    """The scene of a picture (H, W, 3) in [0, 1] made with `prompt`."""
     height, width = picture.shape[:2]
     classes = segment(picture, prompt)
     scene, iou, sky_error = fit_scene(classes, prompt)
     one = count_objects(classes == OBJECT) == 1
-    sane = OK_SIDE[0] < scene.side < OK_SIDE[1] and OK_HORIZON[0] < scene.horizon < OK_HORIZON[1]
-    truth = render(scene, height, width)
+    largest = OK_SIDE[1] + 0.2 * is_long(height, width)
+    sane = OK_SIDE[0] < scene.side < largest and OK_HORIZON[0] < scene.horizon < OK_HORIZON[1]
     margin = int(STRIPE_PERIOD)
     template = object_mask(scene, height, width) > 0.5
-    inside = ndimage.binary_erosion(template, iterations=margin)
     below = np.zeros_like(template)
     below[min(height - 8, int(scene.horizon * height) + margin) :] = True
-    below &= ~ndimage.binary_dilation(template, iterations=margin)
-    seen = inside if iou > 0.3 else np.zeros_like(inside)  # without an object its texture counts as missing
-    return Measures(
+    return Explained(
+        scene=scene,
         ok=float(one and iou > OK_IOU and sky_error < OK_SKY_ERROR and sane),
         one=float(one),
         iou=iou,
         sky_error=sky_error,
+        inside=ndimage.binary_erosion(template, iterations=margin),
+        below=below & ~ndimage.binary_dilation(template, iterations=margin),
+    )
+
+
+def measure(picture: np.ndarray, prompt: str, layout: Layout) -> Measures:
+    """All figures of a picture (4H, 4W, 3) in [0, 1] made with `prompt` on the layout's grid."""
+    found = explained(picture, prompt)
+    truth = render(found.scene, *picture.shape[:2])
+    seen = found.inside if found.iou > SEEN_IOU else np.zeros_like(found.inside)
+    return Measures(
+        ok=found.ok,
+        one=found.one,
+        iou=found.iou,
+        sky_error=found.sky_error,
         tex_object=texture(picture, truth, seen, 1 / STRIPE_PERIOD),
-        tex_ground=texture(picture, truth, below, np.sqrt(2) / CHECKER_PERIOD),
+        tex_ground=texture(picture, truth, found.below, np.sqrt(2) / CHECKER_PERIOD),
         stripes=main_direction(picture, seen),
         psd_hf=float(np.abs(high_band(picture) - high_band(truth)).mean()),
         seam=float(seam(picture, layout)),

@@ -6,6 +6,7 @@ same place, with more stripes: the truth of a high-resolution picture is therefo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,8 @@ class Room:
 
 ROOM = Room(side=(0.40, 0.60), horizon=(0.52, 0.68), centre=(0.44, 0.56))
 WIDE_ROOM = Room(side=(0.34, 0.62), horizon=(0.46, 0.74), centre=(0.36, 0.64))
+# Half the short side of a frame longer than 2:1 is too few tokens for a smooth outline.
+LONG_FRAME_ROOM = Room(side=(0.60, 0.80), horizon=(0.52, 0.68), centre=(0.44, 0.56))
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,15 @@ class Scene:
     @property
     def prompt(self) -> str:
         return f"{self.colour} {self.shape} on {self.ground} ground"
+
+
+def is_long(height: int, width: int) -> bool:
+    """Whether a frame is clearly longer than 2:1."""
+    return max(height, width) > 2.3 * min(height, width)
+
+
+#: (scene, height, width) -> the brightness patterns (height, width) of object and ground, in [-1, 1].
+Patterns = Callable[[Scene, int, int], tuple[np.ndarray, np.ndarray]]
 
 
 def parse_prompt(prompt: str) -> tuple[str, str, str]:
@@ -125,8 +137,8 @@ def depth_map(scene: Scene, height: int, width: int) -> np.ndarray:
     return (inside + (1 - inside) * ground).astype(np.float32)
 
 
-def render(scene: Scene, height: int, width: int) -> np.ndarray:
-    """The scene as (height, width, 3) float32 in [0, 1]; layout scales with the frame, texture does not."""
+def drawn_patterns(scene: Scene, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The (height, width) stripes and checker, in [-1, 1]."""
     rows, cols = np.mgrid[0:height, 0:width] + 0.5
     across = (cols + scene.stripe_sign * rows) / np.sqrt(2)
     stripes = np.clip(2.0 * np.cos(2 * np.pi * across / STRIPE_PERIOD + scene.phases[0]), -1, 1)
@@ -137,10 +149,17 @@ def render(scene: Scene, height: int, width: int) -> np.ndarray:
         -1,
         1,
     )
+    return stripes, checker
+
+
+def render(scene: Scene, height: int, width: int, patterns: Patterns = drawn_patterns) -> np.ndarray:
+    """The scene as (height, width, 3) float32 in [0, 1]; layout scales with the frame, texture does not."""
+    on_thing, on_ground = patterns(scene, height, width)
+    rows = np.mgrid[0:height, 0:width][0] + 0.5
     depth = np.clip(rows / (scene.horizon * height), 0, 1)[..., None]
     sky = (1 - depth) * np.array(SKY_TOP) + depth * np.array(SKY_BOTTOM)
-    ground = (0.78 + 0.22 * checker)[..., None] * np.array(GROUNDS[scene.ground])
-    thing = (0.70 + 0.30 * stripes)[..., None] * np.array(COLOURS[scene.colour])
+    ground = (0.78 + 0.22 * on_ground)[..., None] * np.array(GROUNDS[scene.ground])
+    thing = (0.70 + 0.30 * on_thing)[..., None] * np.array(COLOURS[scene.colour])
     below = np.clip(rows - scene.horizon * height + 0.5, 0, 1)[..., None]
     inside = object_mask(scene, height, width)[..., None]
     picture = inside * thing + (1 - inside) * (below * ground + (1 - below) * sky)

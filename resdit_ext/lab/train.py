@@ -17,7 +17,8 @@ from tqdm import trange
 from ..method.layout import Grid
 from .control import CONTROLS, hint_of
 from .model import MODELS, PIXELS_PER_TOKEN, load_weights, pictures_to_tokens, save_weights, tokenize
-from .scenes import ROOM, WIDE_ROOM, random_scene, render
+from .photographs import TEXTURES
+from .scenes import LONG_FRAME_ROOM, ROOM, WIDE_ROOM, is_long, random_scene, render
 
 TRAINABLE = MODELS | CONTROLS
 
@@ -40,6 +41,7 @@ class TrainConfig:
     seed: int = 0
     save_every: int = 250
     start: Path | None = None  # weights to go on from: a fine-tune
+    textures: str = "drawn"
 
 
 def make_batch(config: TrainConfig, step: int) -> tuple:
@@ -47,8 +49,10 @@ def make_batch(config: TrainConfig, step: int) -> tuple:
     rng = np.random.default_rng((config.seed, step))
     height, width = SQUARE if rng.random() < SQUARE_SHARE else BUCKETS[rng.integers(len(BUCKETS))]
     controlled = config.model in CONTROLS
-    scenes = [random_scene(rng, room=WIDE_ROOM if controlled else ROOM) for _ in range(config.batch)]
-    pictures = np.stack([render(scene, PIXELS_PER_TOKEN * height, PIXELS_PER_TOKEN * width) for scene in scenes])
+    room = WIDE_ROOM if controlled else LONG_FRAME_ROOM if is_long(height, width) else ROOM
+    scenes = [random_scene(rng, room=room) for _ in range(config.batch)]
+    size, patterns = (PIXELS_PER_TOKEN * height, PIXELS_PER_TOKEN * width), TEXTURES[config.textures]
+    pictures = np.stack([render(scene, *size, patterns) for scene in scenes])
     tokens = pictures_to_tokens(torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1)
     prompts = ["" if rng.random() < config.text_dropout else scene.prompt for scene in scenes]
     noise = torch.from_numpy(rng.standard_normal(tokens.shape, dtype=np.float32))
