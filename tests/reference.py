@@ -7,14 +7,21 @@ from fractions import Fraction
 import numpy as np
 
 
-def starts(length, patch):
-    """t_k = (k-1)(H-h)/(N-1), N the smallest integer > H/h, rounded half up."""
+def starts(length, patch, move=0):
+    """t_k = (k-1)(H-h)/(N-1), N the smallest integer > H/h, rounded half up; moved, half an overlap later or earlier.
+
+    Two patches cannot move: one between them is added in place of it.
+    """
     if length <= patch:
         return [0]
-    count = 1
+    last, count = length - patch, 1
     while not count > Fraction(length, patch):
         count += 1
-    return [int(np.floor(Fraction(k * (length - patch), count - 1) + Fraction(1, 2))) for k in range(count)]
+    if count == 2 and move == 1 and last > 1:
+        count, move = 3, 0
+    step = Fraction(last, count - 1)
+    exact = [k * step + (0 < k < count - 1) * move * (patch - step) / 2 for k in range(count)]
+    return [min(max(0, int(np.floor(t + Fraction(1, 2)))), last) for t in exact]
 
 
 def rotate(x, ids, axes_dim, theta):
@@ -33,8 +40,11 @@ def attention(q, k, v):
 
 
 def fuse(x_g, x_l, cutoff):
-    """F^-1(M F(x_g) + (1 - M) F(x_l)) over the two axes of (h, w, C), M a box of |f| <= cutoff cycles/token."""
-    f_h, f_w = (np.abs(np.fft.fftfreq(n)) <= cutoff + 1e-12 for n in x_g.shape[:2])
+    """F^-1(M F(x_g) + (1 - M) F(x_l)) over the two axes of (h, w, C), M a box of |f| <= cutoff cycles/token.
+
+    A cutoff is a number, here and below, or one for each axis.
+    """
+    f_h, f_w = (np.abs(np.fft.fftfreq(n)) <= c + 1e-12 for n, c in zip(x_g.shape, np.broadcast_to(cutoff, 2)))
     mask = (f_h[:, None] & f_w[None, :])[..., None]
     both = mask * np.fft.fft2(x_g, axes=(0, 1)) + ~mask * np.fft.fft2(x_l, axes=(0, 1))
     return np.fft.ifft2(both, axes=(0, 1)).real
@@ -76,7 +86,7 @@ def band_limited(means, grid, p, cutoff):
     waves = []
     for a in range(H):
         for b in range(W):
-            if a / (2 * H) <= cutoff + 1e-12 and b / (2 * W) <= cutoff + 1e-12:
+            if np.all(np.array([a / (2 * H), b / (2 * W)]) <= np.asarray(cutoff) + 1e-12):
                 column = np.cos(np.pi * a * (np.arange(H) + 0.5) / H)
                 waves.append(np.outer(column, np.cos(np.pi * b * (np.arange(W) + 0.5) / W))[..., None])
     seen = np.stack([block_means(wave, p).reshape(-1) for wave in waves], 1)

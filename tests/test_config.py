@@ -51,4 +51,5 @@ def test_the_two_named_settings():
     assert PAPER.attention_scale == "off"
     assert SCALED.differences(PAPER) == {"fused_until": 1.0, "attention_scale": "log"}
     ours = {"layout": "base", "speed": "fast", "borders": "moving", "splice_sigma": 0.15}
+    ours |= {"cutoff": 0.75, "cutoff_unit": "base"}
     assert BALANCED.differences(SCALED) == ours

@@ -54,7 +54,7 @@ def test_residuals_are_joined_by_frequency_and_spliced(sides):
                 reference.fuse(
                     spread[i : i + h, j : j + w],
                     patch[k][row].unflatten(0, (h, w)).double().numpy(),
-                    CONFIG.cutoff_cycles,
+                    0.1,
                 )
                 for (i, j), patch in zip(layout.patches, patches, strict=True)
             ]

@@ -73,8 +73,14 @@ def test_a_picture_of_0_1_1_would_be_written_the_same():
     [("0.1.0", "scaled", "exact"), ("0.2.0", "scaled", "exact"), ("0.2.1", "base", "fast"), ("0.10.0", "base", "fast")],
 )
 def test_what_a_picture_does_not_mention_means_what_it_meant_then(version, layout, speed):
-    found = pasted(f"Steps: 20, ResDiT: {version}, ResDiT cut-off: 0.3")
-    assert (found["layout"], found["speed"], found["cutoff"]) == (layout, speed, 0.3)
+    found = pasted(f"Steps: 20, ResDiT: {version}, ResDiT cut-off: 0.7")
+    assert (found["layout"], found["speed"], found["cutoff"]) == (layout, speed, 0.7)
+
+
+@pytest.mark.parametrize(("version", "cutoff"), [("0.1.0", 0.2), ("0.2.1", 0.2), ("0.2.2", 0.75), (__version__, 0.75)])
+def test_the_cutoff_was_another_before_0_2_2(version, cutoff):
+    found = pasted(f"Steps: 20, ResDiT: {version}")
+    assert (found["cutoff"], found["cutoff_unit"]) == (cutoff, "nyquist" if cutoff == 0.2 else "base")
 
 
 def test_a_renamed_label_is_of_no_account(monkeypatch):
@@ -119,11 +125,11 @@ def test_pasting_an_image_without_it_switches_it_off_and_leaves_the_rest():
 
 def test_a_paste_field_is_a_name_and_a_function():
     """As the hosts use it: compared with names, and called where it is callable."""
-    written = infotext.parameters(parse_request(({"cutoff": 0.3, "speed": "fast"},)))
+    written = infotext.parameters(parse_request(({"cutoff": 0.4, "speed": "fast"},)))
     fields = {option.name: infotext.PasteField(option) for option in OPTIONS}
     assert fields["cutoff"] in list(written) and fields["enabled"] == "ResDiT"
     assert len(set(fields.values())) == len(OPTIONS)
-    assert callable(fields["cutoff"]) and fields["cutoff"](written) == 0.3 and fields["enabled"](written) is True
+    assert callable(fields["cutoff"]) and fields["cutoff"](written) == 0.4 and fields["enabled"](written) is True
 
 
 @pytest.mark.parametrize("text", ["twelve", "", "99", "nan"])

@@ -311,8 +311,16 @@ def test_sd3s_whole_is_a_call_on_the_base_grid(sd3, size, phase, sigma):
         table = reference.sincos_table(*index, test_diffusers_sd3.WIDTH, step)
         return call(part[None], sigma, torch.from_numpy(table).float().reshape(1, -1, test_diffusers_sd3.WIDTH))[0]
 
+    cutoffs = [0.75 * 0.5 * n / N for n, N in zip(base, size, strict=True)]  # of the base grid's finest detail
     expected = reference.resdit_by_patches(
-        x[0], size, base, "global" if phase == "layout" else phase, lambda _: whole(x)[0], patch, cutoff=0.1, sigma=0.25
+        x[0],
+        size,
+        base,
+        "global" if phase == "layout" else phase,
+        lambda _: whole(x)[0],
+        patch,
+        cutoff=cutoffs,
+        sigma=0.25,
     )
     made = apply_resdit(sd3, BASE)
     got = test_diffusers_sd3.run(sd3, *size, sigma)[0]

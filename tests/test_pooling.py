@@ -16,14 +16,14 @@ sides, blocks = st.integers(1, 13), st.integers(1, 4)
 @given(sides, sides, blocks)
 def test_means_are_the_blocks_means(H, W, p):
     x = torch.randn(2, H, W, 3, dtype=torch.float64)
-    got = Pooling(Grid(H, W), p, 0.1).means(x)
+    got = Pooling(Grid(H, W), p, (0.1, 0.1)).means(x)
     for sample, expected in zip(got, x, strict=True):
         assert np.abs(sample.numpy() - reference.block_means(expected.numpy(), p)).max() < 1e-6
 
 
 @given(st.integers(2, 13), st.integers(2, 13), blocks, st.sampled_from([0.0, 0.1, 0.2]))
 def test_the_low_band_is_moved_and_only_it(H, W, p, cutoff):
-    pooling, image = Pooling(Grid(H, W), p, cutoff), torch.randn(2, H, W, 3)
+    pooling, image = Pooling(Grid(H, W), p, (cutoff, cutoff)), torch.randn(2, H, W, 3)
     means, before = torch.randn(2, pooling.coarse.tokens, 3), image.clone()
     pooling.move_low_band(image, means)
     for got, old, wanted in zip(image, before, means, strict=True):
@@ -38,20 +38,20 @@ def test_a_signal_in_the_band_is_recovered_from_its_means(n, p, cutoff):
     basis = cosine_basis(n, cutoff)
     signal = (basis @ torch.randn(basis.shape[1], 5, dtype=torch.float64)).float()[None, :, None]
     grid = Grid(n, 1)
-    pooling, image = Pooling(grid, p, cutoff), torch.zeros(1, n, 1, 5)
+    pooling, image = Pooling(grid, p, (cutoff, cutoff)), torch.zeros(1, n, 1, 5)
     pooling.move_low_band(image, pooling.means(signal).flatten(1, 2))
     assert torch.allclose(image, signal, atol=1e-4)
 
 
 def test_text_is_left_as_it_is():
     x = torch.randn(2, 4, 3 + 30, 8)
-    pooled = Pooling(Grid(5, 6), 2, 0.1).tokens(x, 3)
+    pooled = Pooling(Grid(5, 6), 2, (0.1, 0.1)).tokens(x, 3)
     assert pooled.shape == (2, 4, 3 + 9, 8) and torch.equal(pooled[:, :, :3], x[:, :, :3])
 
 
 def test_bfloat16_stays_bfloat16():
     x = torch.randn(1, 1, 2 + 36, 8, dtype=torch.float64)
-    pooling = Pooling(Grid(6, 6), 2, 0.1)
+    pooling = Pooling(Grid(6, 6), 2, (0.1, 0.1))
     low = pooling.tokens(x.bfloat16(), 2)
     assert low.dtype == torch.bfloat16 and (low - pooling.tokens(x, 2)).abs().max() < 0.02
 
@@ -64,7 +64,7 @@ def test_fast_needs_fusion_by_frequency():
 
 
 def test_autocast_takes_no_bits_away():
-    pooling, image, means = Pooling(Grid(8, 8), 2, 0.1), torch.randn(1, 8, 8, 3), torch.randn(1, 16, 3)
+    pooling, image, means = Pooling(Grid(8, 8), 2, (0.1, 0.1)), torch.randn(1, 8, 8, 3), torch.randn(1, 16, 3)
     expected = image.clone()
     pooling.move_low_band(expected, means)
     with torch.autocast("cpu", torch.bfloat16):

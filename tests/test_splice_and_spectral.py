@@ -57,10 +57,11 @@ def test_lowpass_matrix_is_a_mask_in_frequency(n, cutoff):
 
 def test_cutoff_units():
     def bins(config):
-        return round(lowpass_matrix(64, config.cutoff_cycles).trace().item())
+        return round(lowpass_matrix(64, config.cutoff_cycles(3)).trace().item())
 
     assert bins(scaled(cutoff=0.2, cutoff_unit="nyquist")) == 2 * 6 + 1
     assert bins(scaled(cutoff=0.2, cutoff_unit="sampling")) == 2 * 12 + 1
+    assert bins(scaled(cutoff=0.75, cutoff_unit="base")) == 2 * 8 + 1
     assert bins(scaled(cutoff=0)) == 1
 
 

@@ -54,8 +54,11 @@ class Joiner:
     def __init__(self, layout: Layout, config: ResDiTConfig, device: torch.device | str = "cpu") -> None:
         self.layout, self.mean = layout, config.fusion == "mean"
         self.weights = splice_weights(layout, config.splice_sigma if config.splice == "gaussian" else None).to(device)
-        self.rows = lowpass_matrix(layout.base.height, config.cutoff_cycles).float().to(device)
-        self.cols = lowpass_matrix(layout.base.width, config.cutoff_cycles).float().to(device)
+        cutoffs = map(config.cutoff_cycles, layout.scales)
+        sides = layout.base.height, layout.base.width
+        self.rows, self.cols = (
+            lowpass_matrix(n, cutoff).float().to(device) for n, cutoff in zip(sides, cutoffs, strict=True)
+        )
 
     def canvas(self, batch: int, channels: int) -> Tensor:
         """Zeros (B, H, W, C) in float32, so that up to four weighted patches add up without losing bits."""

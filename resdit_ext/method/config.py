@@ -63,7 +63,8 @@ class ResDiTConfig:
         global_until: share of the steps with the global branch alone; no effect with `layout` "base".
         fused_until: share of the steps by which the fused phase ends.
         cutoff: pass band of the fusion's low-pass, as a share of `cutoff_unit`.
-        cutoff_unit: "nyquist" (0.5 cycles/token) or "sampling" (1 cycle/token).
+        cutoff_unit: "base" (the finest that the base grid shows: 0.5 cycles a token of it, at the full size that over
+            the scale), "nyquist" (0.5 cycles/token, the paper's) or "sampling" (1 cycle/token).
         attention_scale: factor on the global branch's logits: "off", "sqrt-log", "log" or a number.
         base_tokens: image tokens of the training size (FLUX.1 at 1024 px: 64 * 64).
         base_shape: "aspect" keeps the output's aspect ratio in the base grid, "square" is the paper's.
@@ -79,8 +80,8 @@ class ResDiTConfig:
 
     global_until: float = _number(0.285, 0, 1)  # 10 of 35 steps, as 2/7 at any number of steps below 200
     fused_until: float = _number(1.0, 0, 1)
-    cutoff: float = _number(0.2, 0, 1)
-    cutoff_unit: str = _one_of("nyquist", "nyquist", "sampling")
+    cutoff: float = _number(0.75, 0, 1)
+    cutoff_unit: str = _one_of("base", "base", "nyquist", "sampling")
     attention_scale: str | float = _number("log", 0.5, 2, "off", "sqrt-log", "log")
     base_tokens: int = _number(4096, 4, 65536)
     base_shape: str = _one_of("aspect", "aspect", "square")
@@ -107,10 +108,9 @@ class ResDiTConfig:
         if self.speed != "exact" and self.fusion != "frequency":
             raise ResDiTError(f"fusion is {quoted(self.fusion)}; with speed {self.speed!r} it must be 'frequency'")
 
-    @property
-    def cutoff_cycles(self) -> float:
-        """The low-pass's cut-off in cycles per token."""
-        return self.cutoff * (0.5 if self.cutoff_unit == "nyquist" else 1.0)
+    def cutoff_cycles(self, scale: float) -> float:
+        """The low-pass's cut-off in cycles per token along an axis that is `scale` times as long as the base grid's."""
+        return self.cutoff * {"base": 0.5 / scale, "nyquist": 0.5, "sampling": 1.0}[self.cutoff_unit]
 
     def logit_scale(self, tokens: int, base_tokens: int) -> float:
         """Factor on the global branch's logits for `tokens` keys where training had `base_tokens` (text included).
@@ -130,6 +130,8 @@ class ResDiTConfig:
 
 BALANCED = ResDiTConfig()
 # What Balanced was before version 0.2.1.
-SCALED = ResDiTConfig(layout="scaled", speed="exact", borders="fixed", splice_sigma=0.25)
+SCALED = ResDiTConfig(
+    layout="scaled", speed="exact", borders="fixed", splice_sigma=0.25, cutoff=0.2, cutoff_unit="nyquist"
+)
 PAPER = replace(SCALED, fused_until=0.57, attention_scale="off")
 PRESETS = {"Balanced": BALANCED, "Scaled positions": SCALED, "Paper": PAPER}

@@ -86,7 +86,7 @@ class AttentionPlan:
 
         self.branches = dict.fromkeys(Phase, GlobalBranch(rotary, rotary, logit_scale(grid.tokens)))
         if pooled := pooled_phases(layout, config):
-            pooling = Pooling(grid, POOL, config.cutoff_cycles, device)
+            pooling = Pooling(grid, POOL, tuple(map(config.cutoff_cycles, layout.scales)), device)
             centres = embed(pooling.positions(scaled)).to(device)
             scale = logit_scale(pooling.coarse.tokens)
             for phase in pooled:

@@ -50,13 +50,13 @@ def coarse_grid(grid: Grid, p: int = POOL) -> Grid:
 
 
 class Pooling:
-    """Means over blocks of p x p tokens of one grid, and the way back below a cut-off."""
+    """Means over blocks of p x p tokens of one grid, and the way back below a cut-off for each axis."""
 
-    def __init__(self, grid: Grid, p: int, cutoff: float, device: torch.device | str = "cpu") -> None:
+    def __init__(self, grid: Grid, p: int, cutoffs: tuple[float, float], device: torch.device | str = "cpu") -> None:
         self.grid, self.coarse = grid, coarse_grid(grid, p)
         sides = grid.height, grid.width
         self._down = [averaging_matrix(n, p).float().to(device) for n in sides]
-        self._up = [recovery_matrix(n, p, cutoff).float().to(device) for n in sides]
+        self._up = [recovery_matrix(n, p, cutoff).float().to(device) for n, cutoff in zip(sides, cutoffs, strict=True)]
 
     def means(self, x: Tensor) -> Tensor:
         """(..., H, W, C) -> (..., ceil(H/p), ceil(W/p), C)."""

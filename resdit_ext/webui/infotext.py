@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 
 from .. import __version__
 from ..errors import ResDiTError
-from .option import Option, older_value
+from .option import Option, unmentioned
 from .options import BY_NAME, Request
 
 KEY = BY_NAME["enabled"].key
@@ -35,17 +34,11 @@ def remove(written: dict[str, object]) -> None:
         del written[key]
 
 
-def knows_layout_steps(version: object) -> bool:
-    """False for a picture's version below 0.2.1, where what is not mentioned may mean something else than now."""
-    numbers = [int(part) for part in re.findall(r"\d+", str(version))[:3]]
-    return numbers >= [0, 2, 1]
-
-
 def restore(option: Option) -> Callable[[dict], object]:
     """The function the host calls with a pasted infotext's parameters to set the option's component.
 
     A picture made without ResDiT switches it off and changes nothing else; one made with it sets every option, those
-    not mentioned to their defaults. A value that cannot be read becomes the default.
+    not mentioned to what they stood for in its version. A value that cannot be read becomes the default.
     """
     if option.name == "enabled":
         return lambda params: KEY in params
@@ -53,7 +46,7 @@ def restore(option: Option) -> Callable[[dict], object]:
     def value_in(params: dict) -> object:
         if KEY not in params:
             return None  # the host leaves the component as it is
-        text = params.get(option.key, option.default if knows_layout_steps(params[KEY]) else older_value(option))
+        text = params.get(option.key, unmentioned(option, params[KEY]))
         if option.kind == "bool" and isinstance(text, str):
             text = {"True": True, "False": False}.get(text, option.default)
         try:

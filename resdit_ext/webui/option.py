@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..errors import ResDiTError, quoted
@@ -24,7 +25,7 @@ class Option:
         advanced: whether it is among the advanced options on the page.
         key: its name in a picture's parameters.
         parameter: whether it is a parameter of the method.
-        older: what stood for a value that is not mentioned in versions before 0.2.1; None: the default, as now.
+        older: (version, what stood for a value that is not mentioned in versions before it), the first version first.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Option:
     advanced: bool = True
     key: str = ""
     parameter: bool = False
-    older: object = None
+    older: tuple[tuple[str, object], ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -71,6 +72,11 @@ class Option:
         return int(number) if self.whole else number
 
 
-def older_value(option: Option) -> object:
-    """What an option that is not mentioned stood for in versions before 0.2.1."""
-    return option.default if option.older is None else option.older
+def numbers_of(version: object) -> list[int]:
+    """A version's first three numbers, for comparison; none of a text that has none."""
+    return [int(part) for part in re.findall(r"\d+", str(version))[:3]]
+
+
+def unmentioned(option: Option, version: object = "") -> object:
+    """What an option that is not mentioned stood for in a version, by default in the first one."""
+    return next((value for later, value in option.older if numbers_of(version) < numbers_of(later)), option.default)

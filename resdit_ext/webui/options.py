@@ -93,12 +93,14 @@ OPTIONS = (
         "Cut-off",
         "Fusion takes frequencies up to this share from the whole picture, the rest from the patches",
         step=0.01,
+        older=(("0.2.2", 0.2),),
     ),
     _parameter(
         "cutoff_unit",
         "ResDiT cut-off unit",
         "Cut-off unit",
-        "A cut-off of 1 is half a cycle per token (nyquist) or one cycle (sampling)",
+        "A cut-off of 1 is the finest the base size shows (base), half a cycle per token (nyquist) or one (sampling)",
+        older=(("0.2.2", "nyquist"),),
     ),
     _parameter(
         "attention_scale",
@@ -129,7 +131,7 @@ OPTIONS = (
         "Splice sigma",
         "Width of the blend between patches, as a share of a patch's side",
         step=0.01,
-        older=0.25,
+        older=(("0.2.1", 0.25),),
     ),
     _parameter(
         "chunk_mb",
@@ -143,7 +145,7 @@ OPTIONS = (
         "Speed",
         "From 2x on: coarser attention over the whole picture in fused steps (fast) or in all steps (fastest)",
         advanced=False,
-        older="exact",
+        older=(("0.2.1", "exact"),),
     ),
     _side("long_side", "ResDiT custom long side", "Custom long side"),
     Option(
@@ -160,7 +162,7 @@ OPTIONS = (
         "ResDiT layout",
         "Layout",
         "What is where is decided at the base size (base, fast), or in the whole picture (scaled, as in the paper)",
-        older="scaled",
+        older=(("0.2.1", "scaled"),),
     ),
     _parameter(
         "layout_until",
@@ -174,7 +176,7 @@ OPTIONS = (
         "ResDiT borders",
         "Borders",
         "Moving: patches meet elsewhere in every other step, so that no border shows",
-        older="fixed",
+        older=(("0.2.1", "fixed"),),
     ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import ResDiTError, quoted, shortened
 from ..method.config import PRESETS, ResDiTConfig
-from .option import older_value
+from .option import unmentioned
 from .options import BY_NAME, DEFAULTS, PARAMETERS
 
 logger = logging.getLogger("ResDiT")
@@ -67,7 +67,7 @@ def read_preset(name: str, entry: object, problems: list[str]) -> dict[str, obje
     check_name(name)
     if not isinstance(entry, dict):
         raise ResDiTError(f"it is a {type(entry).__name__}, not an object of options")
-    values = {field: DEFAULTS[field] if field in entry else older_value(BY_NAME[field]) for field in PARAMETERS}
+    values = {field: DEFAULTS[field] if field in entry else unmentioned(BY_NAME[field]) for field in PARAMETERS}
     for field, value in entry.items():
         with noted(problems, f"a field of preset {quoted(name)}"):
             values[field] = check_field(field, value)

@@ -65,8 +65,8 @@ def straightforward_join(plan: AttentionPlan, global_image: Tensor, patches: Ten
     _, B, h, w, C = patches.shape
     index = plan.gather[:, TEXT:] - TEXT
     f_h, f_w = (torch.fft.fftfreq(n, device=patches.device).abs() for n in (h, w))
-    cutoff = plan.config.cutoff_cycles + 1e-6
-    mask = ((f_h[:, None] <= cutoff) & (f_w <= cutoff)[: w // 2 + 1])[..., None]
+    rows, cols = (plan.config.cutoff_cycles(scale) + 1e-6 for scale in plan.layout.scales)
+    mask = ((f_h[:, None] <= rows) & (f_w <= cols)[: w // 2 + 1])[..., None]
     x_g = global_image[:, index].movedim(1, 0).unflatten(2, (h, w)).float()
     both = torch.where(mask, torch.fft.rfft2(x_g, dim=(2, 3)), torch.fft.rfft2(patches.float(), dim=(2, 3)))
     fused = torch.fft.irfft2(both, s=(h, w), dim=(2, 3)) * plan.joiner.weights[:, None]
