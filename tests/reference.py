@@ -44,7 +44,9 @@ def fuse(x_g, x_l, cutoff):
 
     A cutoff is a number, here and below, or one for each axis.
     """
-    f_h, f_w = (np.abs(np.fft.fftfreq(n)) <= c + 1e-12 for n, c in zip(x_g.shape, np.broadcast_to(cutoff, 2)))
+    f_h, f_w = (
+        np.abs(np.fft.fftfreq(n)) <= c + 1e-12 for n, c in zip(x_g.shape[:2], np.broadcast_to(cutoff, 2), strict=True)
+    )
     mask = (f_h[:, None] & f_w[None, :])[..., None]
     both = mask * np.fft.fft2(x_g, axes=(0, 1)) + ~mask * np.fft.fft2(x_l, axes=(0, 1))
     return np.fft.ifft2(both, axes=(0, 1)).real

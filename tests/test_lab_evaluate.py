@@ -15,7 +15,7 @@ from resdit_ext.lab.methods import METHODS
 from resdit_ext.lab.model import BASE_TOKENS, MODELS, load_micro
 from resdit_ext.lab.sampling import sample, step_to
 from resdit_ext.lab.scenes import random_scene, render
-from resdit_ext.method.layout import Grid, make_layout
+from resdit_ext.method.layout import Grid, layouts_in_turn
 from tests import pipelines
 
 
@@ -81,7 +81,8 @@ def test_the_cost_of_a_row_is_counted(sd3, monkeypatch):
 
     monkeypatch.setattr(module, "sample", lambda *a, **k: sample(*a, **k, steps=5))
     grid, cost = Grid(24, 24), costs(sd3)
-    calls = 1 + 4 * (1 + len(make_layout(grid, METHODS["Balanced"]).patches))  # of the five steps one is a layout step
+    patches = [len(layout.patches) for layout in layouts_in_turn(grid, METHODS["Balanced"])]
+    calls = 1 + 2 * (1 + patches[0]) + 2 * (1 + patches[1])  # of the five steps the first is a layout step
     assert cost("plain", grid, grid) == pytest.approx(1, rel=1e-3)
     assert cost("Balanced", grid, grid) == pytest.approx(calls / 5 * cost("1x", Grid(16, 16), grid), rel=0.02)
 
