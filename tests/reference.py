@@ -7,21 +7,14 @@ from fractions import Fraction
 import numpy as np
 
 
-def starts(length, patch, move=0):
-    """t_k = (k-1)(H-h)/(N-1), N the smallest integer > H/h, rounded half up; moved, half an overlap later or earlier.
-
-    Two patches cannot move: one between them is added in place of it.
-    """
+def starts(length, patch):
+    """t_k = (k-1)(H-h)/(N-1), N the smallest integer > H/h, rounded half up."""
     if length <= patch:
         return [0]
-    last, count = length - patch, 1
+    count = 1
     while not count > Fraction(length, patch):
         count += 1
-    if count == 2 and move == 1 and last > 1:
-        count, move = 3, 0
-    step = Fraction(last, count - 1)
-    exact = [k * step + (0 < k < count - 1) * move * (patch - step) / 2 for k in range(count)]
-    return [min(max(0, int(np.floor(t + Fraction(1, 2)))), last) for t in exact]
+    return [int(np.floor(Fraction(k * (length - patch), count - 1) + Fraction(1, 2))) for k in range(count)]
 
 
 def rotate(x, ids, axes_dim, theta):

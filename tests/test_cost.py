@@ -70,7 +70,7 @@ def test_the_memory_shown_covers_the_peak(setting):
 def test_where_patches_are_whole_calls_the_whole_is_one_at_the_base_size():
     layout = make_layout(Grid(192, 192), BALANCED)
     phases, patch = steps_per_phase(BALANCED, 35), (TEXT + 4096) ** 2
-    steps = phases[Phase.LAYOUT] + phases[Phase.FUSED] * (1 + 4 * 4)
+    steps = phases[Phase.LAYOUT] + phases[Phase.FUSED] * (1 + (4 * 4 + 5 * 5) / 2)
     expected = steps * patch / (35 * (TEXT + layout.grid.tokens) ** 2)
     assert attention_cost(layout, BALANCED, 35, TEXT, around_calls=True) == pytest.approx(expected)
 

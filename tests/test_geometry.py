@@ -17,36 +17,20 @@ from tests import reference
 sides = st.integers(1, 400)
 
 
-@given(sides, sides, st.sampled_from((-1, 0, 1)))
-def test_partition_matches_the_equation(length, patch, move):
-    assert list(partition_starts(length, patch, True, move)) == reference.starts(length, patch, move)
+@given(sides, sides)
+def test_partition_matches_the_equation(length, patch):
+    assert list(partition_starts(length, patch)) == reference.starts(length, patch)
 
 
-@given(sides, sides, st.booleans(), st.sampled_from((-1, 0, 1)))
-def test_partition_covers_and_keeps_both_ends(length, patch, overlap, move):
-    starts = partition_starts(length, patch, overlap, move)
+@given(sides, sides, st.booleans())
+def test_partition_covers_and_keeps_both_ends(length, patch, overlap):
+    starts = partition_starts(length, patch, overlap)
     patch = min(patch, length)
     assert starts[0] == 0 and starts[-1] + patch == length
     steps = [b - a for a, b in itertools.pairwise(starts)]
     assert all(0 < step <= patch for step in steps)
     if overlap and patch > 1 and steps:
         assert min(steps) < patch
-
-
-@given(sides, sides)
-def test_moving_takes_no_more_patches(length, patch):
-    here, later, earlier = (partition_starts(length, patch, True, move) for move in (0, 1, -1))
-    if len(here) == 2:
-        assert earlier == here and set(here) <= set(later)
-        return
-    assert len(earlier) == len(later) == len(here)
-    assert all(a <= b <= c for a, b, c in zip(earlier, here, later, strict=True))
-
-
-def test_borders_of_3k_and_4k_move():
-    assert partition_starts(192, 64, True, 1) == (0, 53, 96, 128)
-    assert partition_starts(192, 64, True, -1) == (0, 32, 75, 128)
-    assert partition_starts(256, 64, True, 1) == (0, 56, 104, 152, 192)
 
 
 def test_partition_counts_of_the_paper():

@@ -47,24 +47,20 @@ def base_grid(grid: Grid, base_tokens: int, shape: str = "aspect") -> Grid:
     return Grid(h, w)
 
 
-def partition_starts(length: int, patch: int, overlap: bool = True, move: int = 0) -> tuple[int, ...]:
+def partition_starts(length: int, patch: int, overlap: bool = True, more: int = 0) -> tuple[int, ...]:
     """MOP: t_k = (k-1)(H-h)/(N-1), the first tokens of patches k = 1..N along an axis of `length` H and `patch` h.
 
-    N is the smallest integer > H/h, or >= without `overlap`; N = 1 where H <= h. With `move` 1 or -1 (ours) the patches
-    between the first and the last begin half an overlap later or earlier; where there are none, `move` 1 adds one.
+    N is the smallest integer > H/h, or >= without `overlap`, and `more` on top of that (ours); N = 1 where H <= h.
     Rounded half up to whole tokens, which the paper leaves open: the first patch starts at 0, the last ends at H, and
     every token is covered.
     """
     if length <= patch:
         return (0,)
     count = length // patch + 1 if overlap else -(-length // patch)
-    if count == 2 and move == 1 and length - patch > 1:
-        count, move = 3, 0
-    span, gaps = length - patch, count - 1
-    # Integer arithmetic: twice the numerators of t_k over `gaps`, an overlap being patch - span / gaps.
-    moved = move * (patch * gaps - span)
-    inner = (min(max(0, (2 * k * span + moved + gaps) // (2 * gaps)), span) for k in range(1, gaps))
-    return (0, *inner, span)
+    count = min(count + more, max(count, length - patch + 1))  # no two at one place
+    # Integer arithmetic, half up: floor((2 k (length - patch) + (N - 1)) / (2 (N - 1))).
+    span = length - patch
+    return tuple((2 * k * span + count - 1) // (2 * (count - 1)) for k in range(count))
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,8 @@ class Layout:
 
 
 @lru_cache(maxsize=16)
-def make_layout(grid: Grid, config: ResDiTConfig, move: int = 0) -> Layout:
-    """Lay out `grid` as the configuration asks, its inner patches moved along each axis as `partition_starts` says.
+def make_layout(grid: Grid, config: ResDiTConfig, more: int = 0) -> Layout:
+    """Lay out `grid` as the configuration asks, with `more` patches along each axis that has several.
 
     Made once for a size, as every model call asks for it.
     """
@@ -102,14 +98,16 @@ def make_layout(grid: Grid, config: ResDiTConfig, move: int = 0) -> Layout:
     return Layout(
         grid=grid,
         base=base,
-        rows=partition_starts(grid.height, base.height, config.overlap, move),
-        cols=partition_starts(grid.width, base.width, config.overlap, move),
+        rows=partition_starts(grid.height, base.height, config.overlap, more),
+        cols=partition_starts(grid.width, base.width, config.overlap, more),
     )
 
 
 def layouts_in_turn(grid: Grid, config: ResDiTConfig) -> tuple[Layout, ...]:
     """The layouts that the steps of a run take in turn.
 
-    With `borders` "moving" (ours) there are two, with the same number of patches but their borders an overlap apart.
+    With `borders` "moving" (ours) there are two, the second with one more patch along each axis, so that most borders
+    lie elsewhere in every other step.
     """
-    return tuple(make_layout(grid, config, move) for move in ((1, -1) if config.borders == "moving" else (0,)))
+    usual = make_layout(grid, config)
+    return (usual, make_layout(grid, config, 1)) if config.borders == "moving" else (usual,)
