@@ -63,6 +63,12 @@ def positions(height, width, s_h=1.0, s_w=1.0):
     return np.array([(i / s_h, j / s_w) for i in range(height) for j in range(width)])
 
 
+def equidistant(length, maximal):
+    """For i = 1..H the mean of the i-th smallest of H numbers drawn from 0..M-1, rounded half up."""
+    means = [Fraction(i * (maximal + 1), length + 1) - 1 for i in range(1, length + 1)]
+    return np.array([np.floor(mean + Fraction(1, 2)) for mean in means], dtype=np.float64)
+
+
 def ids_of(text, pos):
     return np.concatenate([np.zeros((text, 3)), np.concatenate([np.zeros((len(pos), 1)), pos], 1)])
 

@@ -9,6 +9,8 @@ Nobody else's object is touched here. Where each part of the paper is, and its f
 - PSF, the fusion, F^-1(M . F(x_g) + (1-M) . F(x_l)): `lowpass`, `blend`
 - the schedule, of 35 steps 1-10 global, 11-20 fused, 21-35 local: `phases`
 
-Of this project and not of the paper: the attention temperature (`config`), the fast modes (`pooling`), the estimate of
+From a second paper (RPE-2D, arXiv 2503.18719): positions of a model trained to have them scaled, `randomized`.
+
+Of this project and not of the papers: the attention temperature (`config`), the fast modes (`pooling`), the estimate of
 the cost (`cost`), the use of memory (`memory`) and the state of a generation (`run`).
 """

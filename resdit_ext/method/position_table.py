@@ -106,3 +106,12 @@ class PositionTable:
         rows = (self.size - base.height) // 2 + torch.arange(grid.height, dtype=torch.float64) / scales[0]
         cols = (self.size - base.width) // 2 + torch.arange(grid.width, dtype=torch.float64) / scales[1]
         return self.at(rows, cols, device).flatten(0, 1)[None]
+
+    def in_range(self, rows: Tensor, cols: Tensor, maximal: Grid, device: torch.device | str = "cpu") -> Tensor:
+        """RPE-2D: (1, H*W, C) float32 positions at rows (H,) and columns (W,) of a range centred in the table.
+
+        With the base grid as the range, and all of its rows and columns, these are the model's own.
+        """
+        rows = (self.size - maximal.height) // 2 + rows
+        cols = (self.size - maximal.width) // 2 + cols
+        return self.at(rows, cols, device).flatten(0, 1)[None]

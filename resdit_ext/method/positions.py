@@ -19,6 +19,11 @@ def grid_positions(grid: Grid, scales: tuple[float, float] = (1.0, 1.0)) -> Tens
     """
     rows = torch.arange(grid.height, dtype=torch.float64) / scales[0]
     cols = torch.arange(grid.width, dtype=torch.float64) / scales[1]
+    return token_positions(rows, cols)
+
+
+def token_positions(rows: Tensor, cols: Tensor) -> Tensor:
+    """(H*W, 2) float32 positions (row, column) of tokens in row-major order, from the rows (H,) and columns (W,)."""
     return torch.cartesian_prod(rows, cols).reshape(-1, 2).float()
 
 
