@@ -15,7 +15,7 @@ import pytest
 FLOORS = (
     ("errors", "version"),
     ("method",),
-    ("monkeypatch",),
+    ("monkeypatch", "positions_metadata"),
     ("control",),
     ("seams",),
     ("families",),
