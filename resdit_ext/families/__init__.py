@@ -20,6 +20,7 @@ from ..errors import Unsupported
 from ..method.layout import Grid
 from ..method.layout_steps import ModelCall
 from ..method.run import Run
+from ..seams.training_diffusers import Training
 
 LATENT_PATCH = 2  # latent pixels a side of a token, in all families so far
 
@@ -82,6 +83,7 @@ class Family:
         live_vectors: live activations at a block's peak with the method, in hidden vectors per token.
         diffusers: by the name of a class of diffusers, what makes `around(call, ...)` for a model and a run.
         control: its control nets, if there are any.
+        training: how a LoRA for it is trained in diffusers; None where it cannot be.
         support: by the name of a WebUI that loads the family, or "diffusers".
         base_size: pixels a side of the pictures it was trained on.
         vae_scale: pixels a side of a latent pixel.
@@ -98,6 +100,7 @@ class Family:
     live_vectors: int
     diffusers: Mapping[str, Callable[[nn.Module, Run], Callable]] = field(default_factory=dict)
     control: ControlFormat | None = None
+    training: Training | None = None
     support: Mapping[str, Support] = field(default_factory=dict)
     base_size: int = 1024
     vae_scale: int = 8
@@ -132,6 +135,11 @@ def families() -> tuple[Family, ...]:
     """All families, in the order of their ranks."""
     files = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
     return tuple(sorted((file.FAMILY for file in files), key=lambda family: family.rank))
+
+
+def family_of_class(name: str) -> Family | None:
+    """The family that has this class of diffusers, or None."""
+    return next((family for family in families() if name in family.diffusers), None)
 
 
 def names_of_all() -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from ..control.token_nets import TokenNets
 from ..seams.nets_diffusers import around_token_net
 from ..seams.rotary import RotaryBlocks
 from ..seams.rotary_diffusers import NEEDED, RotaryProcessors
+from ..seams.training_diffusers import Training, rotary_predictor
 from . import Family, Support
 
 NAME = "FLUX.1"
@@ -39,6 +42,12 @@ def with_mask(given: dict, mask: object | None) -> dict:
     return {**given, "joint_attention_kwargs": {**given["joint_attention_kwargs"], "attention_mask": mask}}
 
 
+def encode(pipe: object, caption: str) -> dict[str, Tensor]:
+    """A caption as the transformer is given it."""
+    tokens, pooled, _ = pipe.encode_prompt(caption, None)
+    return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
+
+
 TRANSFORMER = "models/transformers/transformer_flux.py"
 FORGE = Support("dev, schnell, Krea, Fill, Depth, Canny", {"backend/nn/flux.py": ("attention(q, k, v, pe)",)})
 FAMILY = Family(
@@ -58,6 +67,7 @@ FAMILY = Family(
             ("pooled_projection_dim", "text vectors", "vector_in.in_layer"),
         ),
     ),
+    training=Training(encode, rotary_predictor),
     support={
         "Forge": FORGE,
         "Forge Neo": FORGE,

@@ -10,16 +10,11 @@ import threading
 from collections.abc import Callable, Sequence
 
 from ...errors import ResDiTError, Unsupported
-from ...families import Family, families
+from ...families import families, family_of_class
 from ...method.config import ResDiTConfig
 from ...method.run import Run
 from ...monkeypatch import intercept, let_go
 from .shift import FAMILYS_OWN, check_shift, pinned_shift
-
-
-def family_of(model: object) -> Family | None:
-    """The family that has this class of diffusers, or None."""
-    return next((family for family in families() if type(model).__name__ in family.diffusers), None)
 
 
 def models_of(pipe_or_model: object) -> list[object]:
@@ -133,7 +128,7 @@ def apply_resdit(
         raise ResDiTError(f"config is {config!r}; pass a ResDiTConfig")
     check_shift(shift)
     models = models_of(pipe_or_transformer)
-    found = [family_of(inner(model)) for model in models]
+    found = [family_of_class(type(inner(model)).__name__) for model in models]
     if None in found:
         known = ", ".join(name for family in families() for name in family.diffusers)
         raise Unsupported(f"{type(inner(models[found.index(None)])).__name__} is not one of {known}")

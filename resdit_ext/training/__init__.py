@@ -1,0 +1,5 @@
+"""Training of a LoRA that gives a real model RPE-2D's positions: `python -m resdit_ext.training.rpe2d`.
+
+`options` (what can be chosen), `pictures` (buckets and crops), `parts` (what is loaded of a model), `cache` (latents and
+text, computed once), `batches` (what a step sees), `state` (what is needed to go on), `lora` (the file), `loop`.
+"""
