@@ -1,106 +1,77 @@
-"""What can be chosen of a training, each with its range."""
+"""What can be chosen of a training: each option with its range, and what the command line says of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ..errors import ResDiTError, quoted
-from ..method.config import check_choice, check_number
-from ..positions_metadata import check_maximal_range
+from ..method.config import Allowed
+from ..positions_metadata import WIDEST
 
-OPTIMIZERS = ("auto", "adamw", "adamw-8bit")
-PRECISIONS = ("bf16", "fp32")
+
+def _one_of(help_: str, default: str, *others: str) -> object:
+    """A field that takes one of these words."""
+    return field(default=default, metadata={"help": help_, "allowed": Allowed((default, *others))})
+
+
+def _number(help_: str, default: float | None, low: float, high: float) -> object:
+    """A field that takes a number, whole where its bounds are; None leaves it open."""
+    allowed = Allowed(low=low, high=high, whole=isinstance(high, int))
+    return field(default=default, metadata={"help": help_, "allowed": allowed})
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """A LoRA's training.
+    """A LoRA's training; the fields' help says what each option is."""
 
-    Attributes:
-        model: a folder of a diffusers pipeline, or a safetensors file of a transformer.
-        images: a folder of pictures with their captions beside them, as .txt files of the same names.
-        out: the LoRA's file.
-        components: where `model` is a file, the folder of a pipeline that has everything else.
-        cache: a folder for latents and text embeddings; by default one in `images`.
-        caption: the caption of pictures that have none beside them.
-        size: pixels a side of a square training picture; by default the family's base size.
-        maximal_range: tokens an axis that positions are drawn from; by default twice the square's side.
-        native_share: of the steps, with the model's own positions.
-        crops: random crops of every picture, beside the whole.
-        largest_crop_scale: how much larger than the whole a crop shows things, at most.
-        crop_words: put before the caption of a crop.
-        text_dropout: share of pictures shown with an empty caption.
-        guidance: what a model that is told a guidance is told in training.
-        noise_shift: mu of the noise levels; by default the family's.
-        steps, batch, accumulate: steps of the optimizer, and pictures a step: `batch` times `accumulate` a process.
-        rank, rate: of the LoRA, and its learning rate.
-        optimizer: "adamw", "adamw-8bit", or "auto": the latter where bitsandbytes and a CUDA device are there.
-        precision: "bf16" or "fp32".
-        save_every: steps from one saved state and LoRA file to the next.
-        validate_every: steps from one set of validation pictures to the next; 0 makes none.
-        validation_prompts: by default the first caption.
-        validation_size, validation_steps, validation_guidance: of those pictures.
-        seed: of everything that is drawn.
-    """
-
-    model: Path
-    images: Path
-    out: Path
-    components: Path | None = None
-    cache: Path | None = None
-    caption: str | None = None
-    size: int | None = None
-    maximal_range: int | None = None
-    native_share: float = 0.5
-    crops: int = 2
-    largest_crop_scale: float = 2.0
-    crop_words: str = "cropped picture, "
-    text_dropout: float = 0.1
-    guidance: float = 1.0
-    noise_shift: float | None = None
-    steps: int = 4000
-    batch: int = 1
-    accumulate: int = 1
-    rank: int = 16
-    rate: float = 1e-4
-    optimizer: str = "auto"
-    precision: str = "bf16"
-    save_every: int = 250
-    validate_every: int = 500
-    validation_prompts: tuple[str, ...] = ()
-    validation_size: int | None = None
-    validation_steps: int = 28
-    validation_guidance: float = 3.5
-    seed: int = 0
+    model: Path = field(metadata={"help": "a folder of a diffusers pipeline, or a .safetensors file of a transformer"})
+    images: Path = field(
+        metadata={"help": "a folder of pictures, each with its caption in a .txt file of the same name"}
+    )
+    out: Path = field(metadata={"help": "the LoRA's file, .safetensors"})
+    components: Path | None = field(
+        default=None, metadata={"help": "where the model is a file: a folder of a pipeline with all its other parts"}
+    )
+    cache: Path | None = field(
+        default=None,
+        metadata={"help": "a folder for latents and text embeddings; default: resdit_cache in that of images"},
+    )
+    caption: str | None = field(default=None, metadata={"help": "the caption of pictures that have none beside them"})
+    size: int | None = _number("pixels a side of a square training picture; default: the base size", None, 16, 8192)
+    maximal_range: int | None = _number(
+        "tokens an axis that positions are drawn from; default: twice the side of a square", None, 1, WIDEST
+    )
+    native_share: float = _number("share of the batches at the model's own positions", 0.5, 0.0, 1.0)
+    crops: int = _number("random crops of every picture, beside the whole", 2, 0, 64)
+    largest_crop_scale: float = _number("how much larger than the whole a crop shows things, at most", 2.0, 1.0, 8.0)
+    crop_words: str = field(default="cropped picture, ", metadata={"help": "put before the caption of a crop"})
+    text_dropout: float = _number("share of the pictures shown with an empty caption", 0.1, 0.0, 1.0)
+    guidance: float = _number("what a model that is told a guidance is told in training", 1.0, 0.0, 100.0)
+    noise_shift: float | None = _number("mu of the noise levels; default: the family's", None, -5.0, 5.0)
+    steps: int = _number("steps of the optimizer", 4000, 1, 10_000_000)
+    batch: int = _number("pictures that a process sees at once", 1, 1, 1024)
+    accumulate: int = _number("how many such batches make a step", 1, 1, 1024)
+    rank: int = _number("of the LoRA", 16, 1, 1024)
+    rate: float = _number("the learning rate", 1e-4, 1e-8, 1.0)
+    optimizer: str = _one_of(
+        "auto is adamw-8bit where bitsandbytes and a CUDA device are there", "auto", "adamw", "adamw-8bit"
+    )
+    precision: str = _one_of("of the model's own weights; the LoRA is in fp32", "bf16", "fp32")
+    save_every: int = _number("steps between two saved states, the most that a kill loses", 250, 1, 10_000_000)
+    validate_every: int = _number("steps between two sets of validation pictures; 0: none", 500, 0, 10_000_000)
+    validation_prompts: tuple[str, ...] = field(
+        default=(), metadata={"help": "what they show; default: the first picture's caption"}
+    )
+    validation_size: int | None = _number("pixels a side of them; default: the training's", None, 16, 8192)
+    validation_steps: int = _number("steps of their sampling", 28, 1, 1000)
+    validation_guidance: float = _number("their guidance", 3.5, 0.0, 100.0)
+    seed: int = _number("of everything that is drawn", 0, 0, 2**32 - 1)
 
     def __post_init__(self) -> None:
         if self.out.suffix != ".safetensors":
             raise ResDiTError(f"out is {quoted(str(self.out))}; it must end in .safetensors")
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_choice("precision", self.precision, PRECISIONS)
-        for name in ("native_share", "text_dropout"):
-            check_number(name, getattr(self, name), 0, 1)
-        for name, low, high in (
-            ("crops", 0, 64),
-            ("steps", 1, 10_000_000),
-            ("batch", 1, 1024),
-            ("accumulate", 1, 1024),
-            ("rank", 1, 1024),
-            ("save_every", 1, 10_000_000),
-            ("validate_every", 0, 10_000_000),
-            ("validation_steps", 1, 1000),
-            ("seed", 0, 2**32 - 1),
-        ):
-            check_number(name, getattr(self, name), low, high, whole=True)
-        check_number("largest_crop_scale", self.largest_crop_scale, 1, 8)
-        check_number("rate", self.rate, 1e-8, 1)
-        for name in ("guidance", "validation_guidance"):
-            check_number(name, getattr(self, name), 0, 100)
-        if self.noise_shift is not None:
-            check_number("noise_shift", self.noise_shift, -5, 5)
-        if self.maximal_range is not None:
-            check_maximal_range(self.maximal_range)
-        for name in ("size", "validation_size"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), 16, 8192, whole=True)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if "allowed" in each.metadata and not (value is None and each.default is None):
+                each.metadata["allowed"].check(each.name, value)

@@ -156,8 +156,8 @@ def read_folder(
     captions = {path: caption_of(path, caption) for path in paths}
     if missing := [names[path] for path in paths if captions[path] is None]:
         raise ResDiTError(
-            f"{len(missing)} of {len(paths)} pictures in {str(folder)!r} have no caption: {some(missing)}; write a .txt "
-            "file of the same name beside each, or give --caption for all of them"
+            f"{len(missing)} of {len(paths)} pictures in {str(folder)!r} have no caption: {some(missing)}; write "
+            "a .txt file of the same name beside each, or give --caption for all of them"
         )
     choice, pictures, left_out = buckets(size, pixels_per_token), [], {}
     for path in paths:
