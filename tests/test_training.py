@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
@@ -36,6 +37,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def a_new_accelerator():
+    """accelerate keeps what a process has chosen first."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +169,9 @@ def test_a_stopped_training_goes_on_from_its_last_state_as_if_never_stopped(trai
     steps.clear()
     loop.train(mine)
     assert not steps, "a training that is at its end was continued"
-    with pytest.raises(ResDiTError, match=r"rank is 3 and was 2 in the training that .* is the state of; give the same"):
+    with pytest.raises(
+        ResDiTError, match=r"rank is 3 and was 2 in the training that .* is the state of; give the same"
+    ):
         loop.train(replace(mine, rank=3))
 
 
@@ -177,11 +186,17 @@ def test_two_processes_learn_what_one_does(options, tmp_path, caches):
     for path in caches["flux"].iterdir():
         path.unlink()  # so that the two share this work as well
     (tmp_path / "given.json").write_text(json.dumps(given), encoding="utf8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command += ["-m", "tests.training_processes", str(tmp_path / "given.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as both:
+        try:
+            said, _ = both.communicate(timeout=600)
+        finally:
+            both.terminate()  # which ends the processes that it has started, too
+    assert both.returncode == 0, said[-3000:]
     for kind in alone:
         assert closeness(load_file(alone[kind].out), load_file(given[kind]["out"])) < 1e-2
     assert len(list(caches["flux"].glob("*.safetensors"))) == 5, "four pictures and the prompts"

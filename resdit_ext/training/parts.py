@@ -57,7 +57,7 @@ class ModelParts:
             return self._transformer_class.from_pretrained(self.folder, use_safetensors=True, **given)
         try:
             return self._transformer_class.from_single_file(str(self.file), config=str(self.folder), **given)
-        except (ValueError, KeyError, OSError, RuntimeError) as error:
+        except Exception as error:  # its converters raise whatever a missing name leads to
             raise ResDiTError(
                 f"model is {str(self.file)!r}, which cannot be loaded as the {self._transformer_class.__name__} of "
                 f"{str(self.folder)!r} ({in_words(error)}); name a file of that model's transformer"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from ..errors import ResDiTError, in_words
@@ -76,12 +76,18 @@ def boxes_of(
     return tuple(boxes)
 
 
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation of a picture, 1 where it is the right way up; a PNG is, as Pillow would have to decode it."""
+    return 1 if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
 def opened(path: Path) -> Image.Image:
     """A picture the right way up; raises Damaged where it cannot be read."""
     try:
         with Image.open(path) as image:
+            turned = orientation(image) != 1
             image.load()
-            return ImageOps.exif_transpose(image)
+            return ImageOps.exif_transpose(image) if turned else image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
         raise Damaged(f"it cannot be read ({in_words(error)})") from error
 
@@ -90,8 +96,7 @@ def size_of(path: Path) -> tuple[int, int]:
     """A picture's height and width, from its header; raises Damaged where that cannot be read."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientations with sides exchanged
-            return image.size if turned else image.size[::-1]
+            return image.size if orientation(image) >= 5 else image.size[::-1]  # from 5 on with sides exchanged
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Damaged(f"it cannot be read ({in_words(error)})") from error
 
