@@ -16,6 +16,7 @@ from tests.hosts import (  # noqa: F401 (importing registers the checks)
     checks_chroma,
     checks_control,
     checks_layout,
+    checks_lora,
     checks_method,
     checks_sd3,
     checks_state,

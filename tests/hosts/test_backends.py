@@ -21,6 +21,7 @@ from tests.hosts import (  # noqa: F401 (importing registers the checks)
     checks_chroma,
     checks_control,
     checks_layout,
+    checks_lora,
     checks_method,
     checks_sd3,
     checks_state,
@@ -69,6 +70,31 @@ def control_data():
     return data
 
 
+def write_loras(folder, flux):
+    """LoRA files of random weights for the micro FLUX and for the hosts' tiny SD3, as the training writes them."""
+    from diffusers import SD3Transformer2DModel
+
+    from resdit_ext.training.lora import add_lora, learning, lora_weights, write_lora
+
+    sd3 = SD3Transformer2DModel(
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=64,
+        joint_attention_dim=32,
+        caption_projection_dim=128,
+        pooled_projection_dim=16,
+        pos_embed_max_size=24,
+        sample_size=16,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    )
+    for family, transformer in zip(families(), (flux, sd3), strict=False):
+        add_lora(transformer, family.training.layers, 3, seed=0)
+        for parameter in learning(transformer).values():
+            parameter.data.normal_(std=0.1)
+        write_lora(folder / f"lora_{family.key}.safetensors", lora_weights(transformer), 64, family.training)
+
+
 @pytest.fixture(scope="session")
 def diffusers_file(tmp_path_factory):
     """Weights, inputs and diffusers' outputs of the micro FLUX, for `it_equals_diffusers`; None without diffusers."""
@@ -92,7 +118,13 @@ def diffusers_file(tmp_path_factory):
             data[f"{kind}/{phase}"] = F.pixel_unshuffle(tokens_to_pictures(tokens, side), 2).clone()
     remove_resdit(model.transformer)
     data |= control_data()
-    path = tmp_path_factory.mktemp("diffusers") / "micro.safetensors"
+    folder = tmp_path_factory.mktemp("diffusers")
+    write_loras(folder, load_micro("flux").transformer)
+    model.transformer.load_lora_adapter(folder / "lora_flux.safetensors", prefix="transformer")
+    with torch.inference_mode():
+        tokens = model(pictures_to_tokens(pictures), torch.full((1,), PHASES["fused"]), words, side)
+    data["lora/flux"] = F.pixel_unshuffle(tokens_to_pictures(tokens, side), 2).clone()
+    path = folder / "micro.safetensors"
     save_file({name: value.contiguous() for name, value in data.items()}, path)
     return path
 
