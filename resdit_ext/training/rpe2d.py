@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import ResDiTError
 from .options import TrainingOptions
 
-NEEDS = "diffusers transformers peft accelerate pillow tqdm sentencepiece protobuf"
+NEEDS = "diffusers transformers peft accelerate pillow tqdm"
 TYPES = {"Path": Path, "int": int, "float": float, "str": str}
 
 
