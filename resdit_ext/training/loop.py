@@ -103,23 +103,23 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def states_of(options: TrainingOptions, trainer: Trainer, sizes: Sizes, family: Family) -> StateFiles:
+def states_of(options: TrainingOptions, trainer: Trainer, sizes: Sizes) -> StateFiles:
     """The files of this training's state."""
     accelerator = trainer.accelerator
     facts = {name: getattr(options, name) for name in ("rank", "batch", "accumulate", "seed")}
-    facts |= {"family": family.key, "maximal_range": sizes.maximal, "processes": accelerator.num_processes}
+    facts |= {"model": options.model.name, "maximal_range": sizes.maximal, "processes": accelerator.num_processes}
     part = (accelerator.process_index, accelerator.num_processes) if trainer.divided else (0, 1)
     return StateFiles(options.out.with_suffix(".state"), facts, *part)
 
 
-def train(options: TrainingOptions, accelerator: Accelerator | None = None) -> float:
+def train(options: TrainingOptions) -> float:
     """Train, going on from the last saved state if there is one; returns the loss of the last step, if one was left.
 
     Raises ResDiTError where an option, the model or the pictures are unfit.
     """
     parts = find_model(options.model, options.components)
     bf16 = options.precision == "bf16"
-    accelerator = accelerator or Accelerator(mixed_precision="bf16" if bf16 else "no")
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     if accelerator.distributed_type is DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ResDiTError("fsdp_version is 1, which cannot divide a model of which a part learns; choose 2")
     family, dtype = parts.family, torch.bfloat16 if bf16 else torch.float32
@@ -133,10 +133,11 @@ def train(options: TrainingOptions, accelerator: Accelerator | None = None) -> f
     free_memory()
 
     trainer = Trainer(accelerator, options, parts, dtype)
-    learns, states = learning(trainer.transformer), states_of(options, trainer, sizes, family)
+    learns, states = learning(trainer.transformer), states_of(options, trainer, sizes)
     start = states.last_step() or 0
     if start:
         states.load(start, learns, trainer.optimizer)
+        accelerator.print(f"going on from step {start} of {options.steps}")
     batches = Batches(examples, empty, options, sizes.maximal, sizes.shift)
     places, channels = inference_places(sizes.validation, sizes.maximal), examples[0].read(0)[0].shape[1]
 
