@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resdit_ext.method.phases import shifted_sigmas
+from resdit_ext.method.shift import shifted_sigmas
 
 AXES = (4, 6, 6)
 HEADS, WIDTH, CHANNELS = 2, 2 * sum(AXES), 4

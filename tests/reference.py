@@ -17,13 +17,46 @@ def starts(length, patch):
     return [int(np.floor(Fraction(k * (length - patch), count - 1) + Fraction(1, 2))) for k in range(count)]
 
 
-def rotate(x, ids, axes_dim, theta):
-    """Rotate consecutive channel pairs of x (..., L, D) as complex numbers by ids (L, axes)."""
-    angles = np.concatenate([ids[:, [a]] * theta ** (-np.arange(0, d, 2) / d) for a, d in enumerate(axes_dim)], axis=1)
+def rotate(x, ids, axes_dim, theta, laws=None):
+    """Rotate consecutive channel pairs of x (..., L, D) as complex numbers by ids (L, axes), at frequencies `laws`."""
+    laws = [theta ** (-np.arange(0, d, 2) / d) for d in axes_dim] if laws is None else laws
+    angles = np.concatenate([ids[:, [a]] * law for a, law in enumerate(laws)], axis=1)
     z = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)
     out = np.empty_like(x)
     out[..., 0::2], out[..., 1::2] = z.real, z.imag
     return out
+
+
+def frequencies(d, theta):
+    """Of an axis of d channels: pair j turns by theta^(-2j/d) a token."""
+    return np.array([theta ** (-2 * j / d) for j in range(d // 2)])
+
+
+def ntk(d, theta, s):
+    return frequencies(d, theta * s ** (d / (d - 2)))
+
+
+def yarn(d, theta, s, base, pace=1.0):
+    """YaRN by parts: idx(r) = d ln(L0 / (2 pi r)) / (2 ln theta), ramps (16, 2) native to (1.25, .75) NTK to linear."""
+
+    def share(begin, end):
+        def index(r):
+            return d / 2 if r <= 0 else d * np.log(base / (2 * np.pi * r)) / (2 * np.log(theta))
+
+        low, high = max(np.floor(index(begin)), 0), min(np.ceil(index(end)), d - 1)
+        return np.array([1 - np.clip((j - low) / max(high - low, 1e-3), 0, 1) for j in range(d // 2)])
+
+    if s == 1:
+        return frequencies(d, theta)
+    some, own = share(1.25 * pace, 0.75 * pace), share(16 * pace, 2 * pace)
+    parts = some * ntk(d, theta, s) + (1 - some) * frequencies(d, theta) / s
+    return own * frequencies(d, theta) + (1 - own) * parts
+
+
+def shift(sigma, a):
+    """The noise level whose odds are a times sigma's."""
+    sigma = np.asarray(sigma, dtype=np.float64)
+    return sigma / (sigma + (1 - sigma) / a)
 
 
 def attention(q, k, v):
@@ -119,16 +152,37 @@ def resdit_fast(q, k, v, text, grid, base, phase, *, axes_dim, theta, scale, cut
     return np.concatenate([x_g[:T], image.reshape(H * W, -1)])
 
 
-def resdit(q, k, v, text, grid, base, phase, *, axes_dim, theta, scale, cutoff, sigma, pes=True, pipe=True):
-    """The whole method for one sample: q, k, v (heads, T + H*W, D) -> (T + H*W, heads*D)."""
+def resdit(
+    q,
+    k,
+    v,
+    text,
+    grid,
+    base,
+    phase,
+    *,
+    axes_dim,
+    theta,
+    scale,
+    cutoff,
+    sigma,
+    pes=True,
+    pipe=True,
+    whole=None,
+    laws=None,
+):
+    """The whole method for one sample: q, k, v (heads, T + H*W, D) -> (T + H*W, heads*D).
+
+    `whole` are positions of the global branch other than PES's, and `laws` its frequencies.
+    """
     (H, W), (h, w), T = grid, base, text
 
     def merged(out):
         return np.moveaxis(out, 0, 1).reshape(out.shape[1], -1)
 
-    scaled = positions(H, W, H / h, W / w)
+    scaled = positions(H, W, H / h, W / w) if whole is None else whole
     ids = ids_of(T, scaled if pes else positions(H, W))
-    x_g = merged(attention(rotate(q * scale, ids, axes_dim, theta), rotate(k, ids, axes_dim, theta), v))
+    x_g = merged(attention(rotate(q * scale, ids, axes_dim, theta, laws), rotate(k, ids, axes_dim, theta, laws), v))
     if phase == "global":
         return x_g
     corners = [(top, left) for top in starts(H, h) for left in starts(W, w)]
@@ -137,7 +191,7 @@ def resdit(q, k, v, text, grid, base, phase, *, axes_dim, theta, scale, cutoff, 
         inside = [(top + i) * W + left + j for i in range(h) for j in range(w)]
         index = [*range(T), *(T + i for i in inside)]
         ids = ids_of(T, positions(h, w) if pipe else scaled[inside])
-        q_p, k_p = (rotate(x[:, index], ids, axes_dim, theta) for x in (q, k))
+        q_p, k_p = (rotate(x[:, index], ids, axes_dim, theta, None if pipe else laws) for x in (q, k))
         out = merged(attention(q_p, k_p, v[:, index]))
         texts.append(out[:T])
         x_l = out[T:].reshape(h, w, -1)

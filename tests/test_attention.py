@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdit_ext import BALANCED
+from resdit_ext import BALANCED, ResDiTError
 from resdit_ext.method import in_attention as attention
+from resdit_ext.method.frequencies import laws_of
 from resdit_ext.method.in_attention import AttentionPlan, resdit_attention
 from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.memory import OutOfMemory, working_bytes
 from resdit_ext.method.phases import Phase
+from resdit_ext.method.positions import whole_positions
 from resdit_ext.method.rotary import rotary_table, rotate
 from resdit_ext.seams.rotary import image_ids
 from tests import reference
@@ -28,8 +30,8 @@ def attend(q, k, v):
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def embed(positions):
-    return rotary_table(image_ids(TEXT, positions), AXES, THETA)
+def embed(positions, laws):
+    return rotary_table(image_ids(TEXT, positions), AXES, THETA, laws)
 
 
 def make_plan(H, W, config, text=TEXT):
@@ -70,6 +72,57 @@ def test_method_matches_the_reference(dtype, tolerance, phase, size, change):
         pipe=change.get("pipe", True),
     )
     assert relative_error(got[0], expected) < tolerance
+
+
+@pytest.mark.parametrize("positions", ["ntk", "yarn", "rpe-2d"])
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("pipe", "size"), [(True, (9, 9)), (True, (8, 13)), (False, (9, 9))])
+def test_other_positions_match_the_reference(positions, phase, pipe, size):
+    plan = make_plan(*size, scaled(base_tokens=20, cutoff=0.6, positions=positions, maximal_range=17, pipe=pipe))
+    q, k, v = qkv(*size)
+    base = plan.layout.base
+    sides = list(zip(size, (base.height, base.width), strict=True))
+    scales = [n / m for n, m in sides]
+    laws = {
+        "ntk": [reference.ntk(d, THETA, s) for d, s in zip(AXES[1:], scales, strict=True)],
+        "yarn": [reference.yarn(d, THETA, s, m) for d, s, (_, m) in zip(AXES[1:], scales, sides, strict=True)],
+        "rpe-2d": [reference.frequencies(d, THETA) for d in AXES[1:]],
+    }
+    rows, cols = (reference.equidistant(n, 17) if positions == "rpe-2d" else np.arange(n) for n in size)
+    expected = reference.resdit(
+        *(x[0].numpy() for x in (q, k, v)),
+        TEXT,
+        size,
+        (base.height, base.width),
+        phase.value,
+        axes_dim=AXES,
+        theta=THETA,
+        scale=np.log(TEXT + size[0] * size[1]) / np.log(TEXT + base.tokens),
+        cutoff=0.3,
+        sigma=0.25,
+        pipe=pipe,
+        whole=np.array([(row, col) for row in rows for col in cols]),
+        laws=[reference.frequencies(AXES[0], THETA), *laws[positions]],
+    )
+    assert relative_error(resdit_attention(q, k, v, plan, phase, attend)[0], expected) < 3e-6
+
+
+def test_rpe_2d_needs_as_many_positions_as_tokens():
+    with pytest.raises(ResDiTError, match="the maximal range is 8 tokens and the picture's width is 9 tokens"):
+        make_plan(8, 9, scaled(base_tokens=20, positions="rpe-2d", maximal_range=8))
+
+
+@pytest.mark.parametrize("positions", ["ntk", "yarn", "rpe-2d"])
+def test_the_fast_mode_has_the_same_positions(positions):
+    """With q, k and v that agree within a block, means of tokens are the tokens, and their positions the means."""
+    config = scaled(base_tokens=16, positions=positions, maximal_range=40)
+    exact, fast = (make_plan(8, 8, dataclasses.replace(config, speed=speed)) for speed in ("exact", "fastest"))
+    branch = fast.branches[Phase.GLOBAL]
+    assert torch.equal(branch.queries.cos, exact.branches[Phase.GLOBAL].queries.cos)
+    centres = fast.branches[Phase.FUSED].pooling.positions(whole_positions(fast.layout, config))
+    expected = reference.block_means(whole_positions(fast.layout, config).view(8, 8, 2).numpy(), 2).reshape(-1, 2)
+    np.testing.assert_allclose(centres.numpy(), expected, atol=1e-5)
+    assert torch.equal(branch.keys.cos, embed(centres, laws_of(fast.layout, config)).cos)
 
 
 @given(st.integers(1, 11), st.integers(1, 11), st.integers(4, 60), st.sampled_from(PHASES))
@@ -122,7 +175,9 @@ def test_chunk_size_follows_the_budget_and_what_is_free(monkeypatch):
 
     def patches(megabytes, device="meta"):
         config = dataclasses.replace(BALANCED, chunk_mb=megabytes)
-        plan = AttentionPlan(make_layout(Grid(192, 192), config), config, 512, lambda p: rotary_table(p, (4, 4), 10000))
+        plan = AttentionPlan(
+            make_layout(Grid(192, 192), config), config, 512, lambda p, laws: rotary_table(p, (4, 4), 1e4, laws)
+        )
         monkeypatch.setattr(attention, "working_bytes", lambda _, at_most: working_bytes(torch.device(device), at_most))
         return plan.patches_at_once(q)
 

@@ -11,7 +11,8 @@ from resdit_ext.control.added import LazyResiduals, UnitShare, along_depth, pick
 from resdit_ext.control.hint import pixels, repeated, seeded, shown, toned
 from resdit_ext.errors import Unsupported
 from resdit_ext.method.layout import Grid
-from resdit_ext.method.phases import levels_between, shifted_sigmas
+from resdit_ext.method.phases import levels_between
+from resdit_ext.method.shift import shifted_sigmas
 from tests import reference
 
 COARSE = Grid(3, 4)

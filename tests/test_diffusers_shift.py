@@ -7,7 +7,7 @@ import torch
 
 from resdit_ext import ResDiTError, apply_resdit, remove_resdit
 from resdit_ext.hosts.diffusers.shift import tokens_for
-from resdit_ext.method.phases import shifted_sigmas
+from resdit_ext.method.shift import shifted_sigmas
 from tests.pipelines import FLUX_SCHEDULER, picture, pipeline
 from tests.settings import scaled
 

@@ -17,6 +17,7 @@ from resdit_ext.lab.sampling import noise_for, sample, sigmas_of
 from resdit_ext.method.layout import Grid
 from resdit_ext.method.positions import grid_positions
 from resdit_ext.method.rotary import rotate
+from tests import reference
 
 PROMPT = "red disc on green ground"
 BASE, DOUBLE = Grid(16, 16), Grid(32, 32)
@@ -68,42 +69,20 @@ def test_frequencies_are_native_at_scale_one(law, sigma):
     torch.testing.assert_close(law(D, 1.0, 16, sigma), positions.native(D))
 
 
-def test_ntk_keeps_the_highest_frequency_and_divides_the_lowest():
-    found, own = positions.ntk(D, 3.0).numpy(), positions.native(D).numpy()
-    expected = (THETA * 3.0 ** (D / (D - 2))) ** (-np.arange(0, D, 2) / D)
-    np.testing.assert_allclose(found, expected)
-    assert found[0] == own[0] and found[-1] == pytest.approx(own[-1] / 3)
-
-
 def test_i_max_has_no_frequency_below_a_scaled_one():
     own = positions.native(D).numpy()
     expected = np.maximum((10 * THETA) ** (-np.arange(0, D, 2) / D), own / 3)
     np.testing.assert_allclose(positions.clipped_ntk(D, 3.0).numpy(), expected)
 
 
-def numpy_yarn(d, s, base, pace=1.0):
-    """YaRN by parts, written apart."""
-    index = np.arange(d // 2)
-    own = THETA ** (-2 * index / d)
-    slower = (THETA * s ** (d / (d - 2))) ** (-2 * index / d)
-
-    def share(begin, end):
-        def at(r):
-            return d / 2 if r <= 0 else d * math.log(base / (2 * math.pi * r)) / (2 * math.log(THETA))
-
-        low, high = max(math.floor(at(begin)), 0), min(math.ceil(at(end)), d - 1)
-        return 1 - np.clip((index - low) / max(high - low, 1e-3), 0, 1)
-
-    some, all_of_it = share(1.25 * pace, 0.75 * pace), share(16 * pace, 2 * pace)
-    return all_of_it * own + (1 - all_of_it) * (some * slower + (1 - some) * own / s)
-
-
 @pytest.mark.parametrize("base", [16, 64])
 @pytest.mark.parametrize("s", [2.0, 3.0, 4.0])
 def test_yarn_and_dype_are_numpys(base, s):
-    np.testing.assert_allclose(positions.yarn(D, s, base).numpy(), numpy_yarn(D, s, base))
+    np.testing.assert_allclose(positions.yarn(D, s, base).numpy(), reference.yarn(D, THETA, s, base))
     for sigma in (1.0, 0.6, 0.1):
-        np.testing.assert_allclose(positions.dype(D, s, base, sigma).numpy(), numpy_yarn(D, s, base, 2 * sigma**2))
+        np.testing.assert_allclose(
+            positions.dype(D, s, base, sigma).numpy(), reference.yarn(D, THETA, s, base, 2 * sigma**2)
+        )
     torch.testing.assert_close(positions.dype(D, s, base, 0.0), positions.native(D))
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from resdit_ext import BALANCED, PAPER, ResDiTConfig, apply_resdit
 from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.layout_steps import BaseView, layout_prediction, shrinking_matrix, view_of
-from resdit_ext.method.phases import Phase, make_schedule, shifted_sigmas, steps_per_phase
+from resdit_ext.method.phases import Phase, make_schedule, steps_per_phase
 from resdit_ext.method.run import Run
+from resdit_ext.method.shift import shifted_sigmas
 from tests import reference, test_diffusers, test_diffusers_sd3
 
 BASE = ResDiTConfig(base_tokens=16, borders="fixed", splice_sigma=0.25)

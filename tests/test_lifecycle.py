@@ -13,7 +13,7 @@ import torch
 from resdit_ext import __version__, hosts
 from resdit_ext.hosts import progress
 from resdit_ext.hosts.forge import Forge
-from resdit_ext.method.phases import shifted_sigmas
+from resdit_ext.method.shift import shifted_sigmas
 from resdit_ext.webui import control, lifecycle, passes
 from tests import fakes
 from tests.fakes import CHANNELS, FakeFlux, FakeProcessing, FakeSampler

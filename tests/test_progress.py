@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from resdit_ext.hosts import progress
-from resdit_ext.method.phases import shifted_sigmas
 from resdit_ext.method.run import Run
+from resdit_ext.method.shift import shifted_sigmas
 from resdit_ext.webui import lifecycle
 from tests.fakes import CHANNELS, FakeFlux, FakeProcessing
 from tests.settings import scaled

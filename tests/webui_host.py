@@ -5,7 +5,7 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
-from resdit_ext.method.phases import shifted_sigmas
+from resdit_ext.method.shift import shifted_sigmas
 from resdit_ext.webui import lifecycle
 from tests.fakes import CHANNELS, FakeProcessing, FakeSampler
 

@@ -1,7 +1,7 @@
 """Rivals that change rotary positions alone: NTK, YaRN, DyPE, SEGA and I-Max's clip, for the micro FLUX.
 
-Written from the papers' formulas. L0 is the base grid's side, s the scale of an axis, d its channels; frequency j of an
-axis is theta^(-2j/d).
+NTK and YaRN are the method's own options; the others are written here from the papers' formulas. L0 is the base grid's
+side, s the scale of an axis, d its channels; frequency j of an axis is theta^(-2j/d).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..method import frequencies as laws
 from ..method.layout import Grid, base_grid
 from ..method.positions import grid_positions
 from ..method.rotary import RotaryTable, rotate
@@ -22,17 +23,16 @@ from .sampling import Velocity
 
 # (axis channels d, scale s, base side L0, sigma) -> (d/2,) float64 frequencies in radians per token
 Frequencies = Callable[[int, float, int, float], Tensor]
-YARN_SCALED, YARN_NATIVE = (1.25, 0.75), (16.0, 2.0)  # turns over the base side: NTK to linear, scaled to native
 
 
 def native(d: int, *_: float, theta: float = THETA) -> Tensor:
     """The frequencies of training."""
-    return theta ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
+    return laws.native(d, theta)
 
 
 def ntk(d: int, s: float, *_: float) -> Tensor:
-    """theta s^(d/(d-2)) for theta: the highest frequency stays, the lowest is divided by s."""
-    return native(d, theta=THETA * s ** (d / (d - 2)))
+    """NTK's, as the method has them."""
+    return laws.ntk(d, THETA, s)
 
 
 def clipped_ntk(d: int, s: float, *_: float, factor: float = 10.0) -> Tensor:
@@ -40,33 +40,14 @@ def clipped_ntk(d: int, s: float, *_: float, factor: float = 10.0) -> Tensor:
     return native(d) if s == 1 else torch.maximum(native(d, theta=factor * THETA), native(d) / s)
 
 
-def index_of(turns: float, d: int, base: int) -> float:
-    """Index (a fraction) of the frequency that makes so many turns over the base side; d/2 where none is so slow."""
-    return d / 2 if turns <= 0 else d * math.log(base / (2 * math.pi * turns)) / (2 * math.log(THETA))
-
-
-def ramp(limits: tuple[float, float], d: int, base: int) -> Tensor:
-    """(d/2,) share, 1 up to the frequency of limits[0] turns, 0 from that of limits[1] on, linear between."""
-    low = max(math.floor(index_of(limits[0], d, base)), 0)
-    high = min(math.ceil(index_of(limits[1], d, base)), d - 1)
-    index = torch.arange(d // 2, dtype=torch.float64)
-    return 1 - ((index - low) / max(high - low, 1e-3)).clamp(0, 1)
-
-
-def yarn(d: int, s: float, base: int, *_: float, pace: float = 1.0) -> Tensor:
-    """YaRN by parts: slow frequencies scaled, middle ones NTK's, fast ones native; `pace` multiplies the limits."""
-    if s == 1:
-        return native(d)
-    scaled, fast = (tuple(pace * x for x in limits) for limits in (YARN_SCALED, YARN_NATIVE))
-    some = ramp(scaled, d, base)
-    parts = some * ntk(d, s) + (1 - some) * native(d) / s
-    own = ramp(fast, d, base)
-    return own * native(d) + (1 - own) * parts
+def yarn(d: int, s: float, base: int, *_: float) -> Tensor:
+    """YaRN's by parts, as the method has them."""
+    return laws.yarn(d, THETA, s, base)
 
 
 def dype(d: int, s: float, base: int, sigma: float) -> Tensor:
     """DyPE: YaRN whose limits fall with 2 sigma^2, so that the last steps have native frequencies."""
-    return yarn(d, s, base, pace=2 * sigma**2)
+    return laws.yarn(d, THETA, s, base, pace=2 * sigma**2)
 
 
 def yarn_temperature(s: float) -> float:

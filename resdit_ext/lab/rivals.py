@@ -19,6 +19,7 @@ from ..method.blend import splice_into, splice_weights
 from ..method.config import BALANCED, ResDiTConfig
 from ..method.layout import Grid, make_layout
 from ..method.positions import patch_indices
+from ..method.shift import shifted
 from .model import BASE_TOKENS, MicroModel, to_latent, to_tokens, tokenize
 from .neighbourhoods import in_neighbourhoods
 from .rival_positions import POSITIONS, at_positions, clipped_ntk, proportional
@@ -199,9 +200,9 @@ def i_max(
         c = (1 - math.cos(math.pi * sigma)) / 2
         return v + c * haar_low((x - clean) / sigma - v, grid.height)
 
-    shifted = [shift * s / (1 + (shift - 1) * s) for s in levels]
+    further = [shifted(s, math.log(shift)) for s in levels]
     velocity = at_positions(model, clipped_ntk, "none", proportional)
-    x, _ = flow(velocity, noises(grid, seeds), words, grid.height, shifted, seeds, eta, guide)
+    x, _ = flow(velocity, noises(grid, seeds), words, grid.height, further, seeds, eta, guide)
     return pictures_of(x, grid.height)
 
 

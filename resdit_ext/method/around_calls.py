@@ -9,7 +9,7 @@ to the prediction. The call for the whole is one at scaled positions (PES), or o
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,8 @@ from .layout import Grid, Layout
 from .layout_steps import ModelCall, layout_prediction
 from .phases import Phase
 from .position_table import PositionTable
-from .positions import patch_indices
+from .positions import maximal_grid, patch_indices
+from .randomized import equidistant_positions
 from .run import Run
 
 # A rotary position only tells distances, so that a patch may start anywhere; an added one also tells what belongs there
@@ -66,7 +67,13 @@ class CallPlan:
         self.logit_scale = config.logit_scale(text + layout.grid.tokens, text + layout.base.tokens)
 
     def global_positions(self) -> Tensor:
-        """PES: (1, H*W, C) float32 positions of the whole; made anew, as they are large and made in no time."""
+        """PES or RPE-2D: (1, H*W, C) float32 positions of the whole; made anew, as they are large and made in no time.
+
+        NTK and YaRN are for positions that rotate: with them these are PES's.
+        """
+        if self.config.positions == "rpe-2d":
+            maximal = maximal_grid(self.config)
+            return self.table.in_range(*equidistant_positions(self.layout.grid, maximal), maximal, self.device)
         scales = self.layout.scales if self.config.pes else (1.0, 1.0)
         return self.table.crop(self.layout.grid, self.layout.base, scales, self.device)
 
@@ -123,6 +130,8 @@ def call_by_patches(
 ) -> Tensor:
     """One prediction of a generation for `latent` (B, C, 2H, 2W); at or below the base size the model's own call.
 
+    Unless RPE-2D's positions are on: then that call has them, as all calls on the whole have.
+
     Args:
         run: the generation's parameters and plans.
         call: the host's model.
@@ -133,23 +142,34 @@ def call_by_patches(
         adjusted: a context in which the model adds these positions (1, L, C) and scales its logits.
     """
     height, width = latent.shape[-2:]
-    layout = run.layout(Grid(height // 2, width // 2), sigma)
-    if layout.is_base or height % 2 or width % 2:  # an odd side is the host's to refuse
+    if height % 2 or width % 2:  # the host's to refuse
         run.calls["base"] += 1
         return call.predict(latent)
-    phase = run.begin_call(sigma)
+    layout = run.layout(Grid(height // 2, width // 2), sigma)
+    if layout.is_base and not run.begin_base_call():
+        return call.predict(latent)
+    phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma)
+
+    def plan_of(layout: Layout) -> CallPlan:
+        def make() -> CallPlan:
+            return CallPlan(layout, run.config, text, run.cached("table", table), latent.device)
+
+        return run.cached((layout, text, str(latent.device)), make)
+
+    def at_base() -> AbstractContextManager:
+        if not run.config.acts_at_base:
+            return nullcontext()
+        plan = plan_of(layout.at_base)
+        return adjusted(plan.global_positions(), plan.logit_scale)
 
     def predict_at_base(whole: Tensor) -> Tensor:
         run.calls["model calls"] += 1
-        return layout_prediction(call.predict_at_base, run.view(layout, whole), whole, sigma, call.velocity)
+        with at_base():
+            return layout_prediction(call.predict_at_base, run.view(layout, whole), whole, sigma, call.velocity)
 
     if phase is Phase.LAYOUT:
         return predict_at_base(latent)
-
-    def make_plan() -> CallPlan:
-        return CallPlan(layout, run.config, text, run.cached("table", table), latent.device)
-
-    plan = run.cached((layout, text, str(latent.device)), make_plan)
+    plan = plan_of(layout)
 
     def predict_global(whole: Tensor) -> Tensor:
         run.calls["model calls"] += 1
@@ -161,5 +181,5 @@ def call_by_patches(
         with adjusted(plan.patch_positions(number), 1.0):
             return call.predict(patch, plan.tokens[number])
 
-    predict_whole = predict_at_base if run.config.layout == "base" else predict_global
+    predict_whole = predict_at_base if run.config.layout == "base" and not layout.is_base else predict_global
     return resdit_prediction(latent, plan, phase, predict_whole, predict_patch)

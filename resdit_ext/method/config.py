@@ -75,6 +75,10 @@ class ResDiTConfig:
         borders: "fixed", or "moving": patches have their borders elsewhere in every other step.
         layout: "base" or "scaled".
         layout_until: noise level, 0 to 1, where the steps at the base size end; no effect with `layout` "scaled".
+        positions: of the global branch: "scaled", the paper's; "ntk" or "yarn", for rotary positions alone; "rpe-2d",
+            for a model that was trained so, which then has them at the base size as well; or "automatic": RPE-2D's
+            where a WebUI's prompt has a LoRA that says so, else scaled ones.
+        maximal_range: how many positions an axis such a model was trained with; no effect with other positions.
         pes, pipe, fusion, overlap, splice: the method's parts, to be left out one by one in an ablation.
     """
 
@@ -91,6 +95,8 @@ class ResDiTConfig:
     layout: str = _one_of("base", "base", "scaled")
     layout_until: float = _number(0.8, 0, 1)
     borders: str = _one_of("moving", "moving", "fixed")
+    positions: str = _one_of("automatic", "automatic", "scaled", "ntk", "yarn", "rpe-2d")
+    maximal_range: int = _number(256, 1, 4096)
     pes: bool = _one_of(True, True, False)
     pipe: bool = _one_of(True, True, False)
     fusion: str = _one_of("frequency", "frequency", "mean")
@@ -107,10 +113,17 @@ class ResDiTConfig:
             )
         if self.speed != "exact" and self.fusion != "frequency":
             raise ResDiTError(f"fusion is {quoted(self.fusion)}; with speed {self.speed!r} it must be 'frequency'")
+        if not self.pes and self.positions not in ("automatic", "scaled"):
+            raise ResDiTError(f"pes is False; with positions {self.positions!r} it must be True")
 
     def cutoff_cycles(self, scale: float) -> float:
         """The low-pass's cut-off in cycles per token along an axis that is `scale` times as long as the base grid's."""
         return self.cutoff * {"base": 0.5 / scale, "nyquist": 0.5, "sampling": 1.0}[self.cutoff_unit]
+
+    @property
+    def acts_at_base(self) -> bool:
+        """True where the method has a part in calls at the base size, whose positions RPE-2D changes as well."""
+        return self.positions == "rpe-2d"
 
     def logit_scale(self, tokens: int, base_tokens: int) -> float:
         """Factor on the global branch's logits for `tokens` keys where training had `base_tokens` (text included).

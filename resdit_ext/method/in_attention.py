@@ -16,17 +16,18 @@ from torch import Tensor
 
 from .blend import Joiner
 from .config import ResDiTConfig
+from .frequencies import Law, laws_of
 from .layout import Layout
 from .memory import OutOfMemory, working_bytes
 from .phases import Phase
 from .pooling import POOL, Pooling
-from .positions import grid_positions, patch_indices
+from .positions import grid_positions, patch_indices, whole_positions
 from .rotary import RotaryTable, rotate
 from .run import Run
 
 TOLERANCE = 0.05  # in scale: one side of an odd frame falls a little short of 2x
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Embed = Callable[[Tensor], RotaryTable]
+Embed = Callable[[Tensor, tuple[Law, Law] | None], RotaryTable]
 
 
 def pooled_phases(layout: Layout, config: ResDiTConfig) -> tuple[Phase, ...]:
@@ -41,7 +42,7 @@ def pooled_phases(layout: Layout, config: ResDiTConfig) -> tuple[Phase, ...]:
 
 @dataclass(frozen=True)
 class GlobalBranch:
-    """PES: positions and logit scale of the global branch, over all tokens or over means of them (ours).
+    """PES, or what is in its place: positions and logit scale of the global branch, over all tokens or means (ours).
 
     Attributes:
         queries, keys: rotary tables of the queries and keys attended with.
@@ -62,7 +63,8 @@ class AttentionPlan:
         layout: the output grid, its base grid and patches.
         config: the method's parameters.
         text: number of text tokens, which precede the image tokens.
-        embed: makes of (..., L, 2) float32 image positions the rotary table of text and image tokens.
+        embed: makes of (..., L, 2) float32 image positions, and of the frequencies of rows and columns where they are
+            not the model's own, the rotary table of text and image tokens.
         device: where the tensors live.
         say: receives a message for the user.
     """
@@ -78,8 +80,8 @@ class AttentionPlan:
     ) -> None:
         self.layout, self.config, self.text, self._say = layout, config, text, say
         grid, base = layout.grid, layout.base
-        scaled = grid_positions(grid, layout.scales if config.pes else (1.0, 1.0))
-        rotary = embed(scaled).to(device)
+        whole, laws = whole_positions(layout, config), laws_of(layout, config)
+        rotary = embed(whole, laws).to(device)
 
         def logit_scale(keys: int) -> float:
             return config.logit_scale(text + keys, text + base.tokens)
@@ -87,15 +89,15 @@ class AttentionPlan:
         self.branches = dict.fromkeys(Phase, GlobalBranch(rotary, rotary, logit_scale(grid.tokens)))
         if pooled := pooled_phases(layout, config):
             pooling = Pooling(grid, POOL, tuple(map(config.cutoff_cycles, layout.scales)), device)
-            centres = embed(pooling.positions(scaled)).to(device)
+            centres = embed(pooling.positions(whole), laws).to(device)
             scale = logit_scale(pooling.coarse.tokens)
             for phase in pooled:
                 # Where all of the branch is used and not its low band alone, every token keeps its own query.
                 queries = rotary if phase is Phase.GLOBAL else centres
                 self.branches[phase] = GlobalBranch(queries, centres, scale, pooling)
         indices = patch_indices(layout)
-        local = grid_positions(base) if config.pipe else scaled[indices]
-        self.patch_rotary = embed(local).to(device)  # with an axis of patches only where their positions differ
+        local = embed(grid_positions(base), None) if config.pipe else embed(whole[indices], laws)
+        self.patch_rotary = local.to(device)  # with an axis of patches only where their positions differ
         # Text precedes the image in every sequence, so a patch's sequence is one gather.
         self.gather = torch.cat((torch.arange(text).expand(len(indices), text), indices + text), 1).to(device)
         self.joiner = Joiner(layout, config, device)
@@ -126,7 +128,9 @@ def plan_for(run: Run, layout: Layout, text: int, embed: Embed, device: torch.de
 
 
 def global_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, phase: Phase, attend: Attend) -> Tensor:
-    """PES: attention of text and image at positions i / s, to all tokens or to means of them; (B, T + queries, C).
+    """PES: attention of text and image at positions i / s (or the configuration's own), to all tokens or to means.
+
+    Returns (B, T + queries, C).
 
     The logit scale (attention temperature, not of the paper) is folded into the queries' rotary table.
     """

@@ -78,6 +78,11 @@ class Layout:
         return self.grid == self.base
 
     @property
+    def at_base(self) -> Layout:
+        """The layout of a call on the base grid."""
+        return Layout(self.base, self.base, (0,), (0,))
+
+    @property
     def scales(self) -> tuple[float, float]:
         """PES: (s_h, s_w) = (H/h, W/w), both >= 1."""
         return self.grid.height / self.base.height, self.grid.width / self.base.width

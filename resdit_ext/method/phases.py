@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .config import ResDiTConfig
+from .shift import DEFAULT_SHIFT, shifted_sigmas
 
-DEFAULT_SHIFT = 1.15  # mu, where nothing is known of the model
 LOWEST_START = 0.7  # the hosts' "DDIM" schedule type starts at .75 in two steps; lists for other models at .26 or 9999
 
 
@@ -26,12 +26,6 @@ class Phase(Enum):
     GLOBAL = "global"
     FUSED = "fused"
     LOCAL = "local"
-
-
-def shifted_sigmas(steps: int, mu: float = DEFAULT_SHIFT) -> tuple[float, ...]:
-    """`steps` + 1 flow-matching noise levels from 1 to 0: sigma' = a sigma / (1 + (a - 1) sigma), a = e^mu."""
-    a = math.exp(mu)
-    return tuple(a * s / (1 + (a - 1) * s) for s in (1 - i / steps for i in range(steps + 1)))
 
 
 def level_after(sigmas: Sequence[float], steps: int) -> float:
@@ -114,7 +108,7 @@ def make_schedule(config: ResDiTConfig, sigmas: Sequence[float]) -> Schedule:
     return Schedule(first_end, boundary(sigmas, config.fused_until), max(sigmas), first)
 
 
-def steps_per_phase(config: ResDiTConfig, steps: int, skipped: int = 0) -> dict[Phase, int]:
-    """How many of `steps` first-order steps, the first `skipped` left out, fall in each phase."""
-    schedule = make_schedule(config, sigmas := shifted_sigmas(steps))
+def steps_per_phase(config: ResDiTConfig, steps: int, skipped: int = 0, mu: float = DEFAULT_SHIFT) -> dict[Phase, int]:
+    """How many of `steps` first-order steps, the first `skipped` left out, fall in each phase at the shift `mu`."""
+    schedule = make_schedule(config, sigmas := shifted_sigmas(steps, mu))
     return schedule.steps(sigmas[skipped:])

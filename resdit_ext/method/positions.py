@@ -1,6 +1,7 @@
 """PES, the paper's scaled positions of the global branch, and PIPE's, which restart in every patch; for any embedding.
 
-PES: p_h in {0/s_h, 1/s_h, .., (H-1)/s_h} and p_w likewise. PIPE: 0..h-1 x 0..w-1.
+PES: p_h in {0/s_h, 1/s_h, .., (H-1)/s_h} and p_w likewise. PIPE: 0..h-1 x 0..w-1. In the place of PES's may be those of
+RPE-2D (`randomized`), or the tokens' own at other frequencies (`frequencies`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .config import ResDiTConfig
 from .layout import Grid, Layout
+from .randomized import equidistant_positions
 
 
 def grid_positions(grid: Grid, scales: tuple[float, float] = (1.0, 1.0)) -> Tensor:
@@ -25,6 +28,19 @@ def grid_positions(grid: Grid, scales: tuple[float, float] = (1.0, 1.0)) -> Tens
 def token_positions(rows: Tensor, cols: Tensor) -> Tensor:
     """(H*W, 2) float32 positions (row, column) of tokens in row-major order, from the rows (H,) and columns (W,)."""
     return torch.cartesian_prod(rows, cols).reshape(-1, 2).float()
+
+
+def maximal_grid(config: ResDiTConfig) -> Grid:
+    """RPE-2D: the range of positions of both axes."""
+    return Grid(config.maximal_range, config.maximal_range)
+
+
+def whole_positions(layout: Layout, config: ResDiTConfig) -> Tensor:
+    """(H*W, 2) float32 positions of the global branch, row-major; raises ResDiTError where RPE-2D has too few."""
+    if config.positions == "rpe-2d":
+        return token_positions(*equidistant_positions(layout.grid, maximal_grid(config)))
+    divided = config.pes and config.positions not in ("ntk", "yarn")
+    return grid_positions(layout.grid, layout.scales if divided else (1.0, 1.0))
 
 
 def patch_indices(layout: Layout) -> Tensor:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .frequencies import Law, native
+
 # Numbers held in float32 at a time: what stays in a CPU's cache, and few but full kernels on a GPU (32 MiB).
 ROTATED_AT_ONCE = {True: 2**20, False: 2**23}
 
@@ -28,16 +30,18 @@ class RotaryTable(NamedTuple):
         return RotaryTable(self.cos.to(device), self.sin.to(device))
 
 
-def rotary_table(ids: Tensor, axes_dim: tuple[int, ...], theta: float) -> RotaryTable:
-    """RotaryTable of `ids` (..., L, axes) for heads of D = sum(axes_dim) channels.
+def rotary_table(
+    ids: Tensor, axes_dim: tuple[int, ...], theta: float, laws: tuple[Law, Law] | None = None
+) -> RotaryTable:
+    """RotaryTable of `ids` (..., L, axes) for heads of D = sum(axes_dim) channels, paired as FLUX pairs them.
 
-    Frequency j of an axis of `d` channels is theta^(-2j/d) (RoFormer, eq. 15, as FLUX pairs the channels). Angles are
-    computed in float64 where the device has it.
+    The frequencies are the model's own, those of the last two axes, rows and columns, `laws`' where there are some.
+    Angles are computed in float64 where the device has it.
     """
     dtype = torch.float32 if ids.device.type in ("mps", "xpu") else torch.float64
-    angles = []
-    for axis, d in enumerate(axes_dim):
-        frequency = theta ** (-torch.arange(0, d, 2, dtype=dtype, device=ids.device) / d)
+    angles, of_axes = [], [None] * (len(axes_dim) - 2) + list(laws or (None, None))
+    for axis, (d, law) in enumerate(zip(axes_dim, of_axes, strict=True)):
+        frequency = native(d, theta, dtype, ids.device) if law is None else law(d, theta).to(ids.device, dtype)
         angles.append(ids[..., axis, None].to(dtype) * frequency)
     angle = torch.cat(angles, -1)
     cos, sin = angle.cos().float(), angle.sin().float()

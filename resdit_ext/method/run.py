@@ -13,7 +13,8 @@ from torch import Tensor
 from .config import ResDiTConfig
 from .layout import Grid, Layout, layouts_in_turn
 from .layout_steps import BaseView, view_of
-from .phases import Phase, Schedule, fault_in, make_schedule, shifted_sigmas, usable_sigmas
+from .phases import Phase, Schedule, fault_in, make_schedule, usable_sigmas
+from .shift import shifted_sigmas
 
 logger = logging.getLogger("ResDiT")
 # Of the four sizes that a picture's tiles can have a view, and plans for two lengths of text (guidance) and layouts.
@@ -115,6 +116,12 @@ class Run:
         if self._on_step is not None:
             self._on_step(phase.value, *step_in_phase(self.schedule, self.sigmas, sigma))
         return phase
+
+    def begin_base_call(self) -> bool:
+        """Count a model call at or below the base size, and return whether the method has a part in it."""
+        acts = self.config.acts_at_base
+        self.calls[Phase.GLOBAL.value if acts else "base"] += 1
+        return acts
 
     def cached(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` returned for the key; of more than KEPT the one that was not used for the longest is dropped."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Protocol
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Unsupported
+from ..method.frequencies import Law
 from ..method.in_attention import Attend, plan_for, resdit_attention
 from ..method.layout import Grid, Layout
 from ..method.layout_steps import ModelCall, layout_prediction
@@ -143,6 +145,7 @@ class RotaryBlocks:
     embedder: str = "pe_embedder"
 
     pools = True  # the fast modes have an effect
+    rotates = True  # NTK and YaRN are for such positions
 
     def adapter(self, model: object) -> RotaryAdapter:
         """The model with the method ready to run in it; raises Unsupported with the reason."""
@@ -178,16 +181,24 @@ class RotaryAdapter:
         """The token grid of a latent (B, C, H, W); an odd side is padded by the model."""
         return Grid(-(-latent.shape[-2] // PATCH), -(-latent.shape[-1] // PATCH))
 
+    def embed(self, text: int, positions: Tensor, laws: tuple[Law, Law] | None) -> RotaryTable:
+        """The rotary table of `text` tokens of text and of image tokens at positions (..., L, 2)."""
+        return rotary_table(image_ids(text, positions), tuple(self.embedder.axes_dim), self.embedder.theta, laws)
+
     def layout_step(self, run: Run, layout: Layout, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
         """A call on the base grid; where later steps will be refused, which its attention tells, the model's own."""
         refused = []
 
-        def watched(q: Tensor, *given: object) -> Tensor:
-            *_, mask, plain = given
+        def watched(
+            q: Tensor, k: Tensor, v: Tensor, attend: Attend, mask: object, plain: Callable[[], Tensor]
+        ) -> Tensor:
             reason = why_not(q.shape[2], text, layout.base, mask)
             refused.extend([reason] if reason else [])
             run.calls["blocks"] += not reason
-            return plain()
+            if reason or not run.config.acts_at_base:
+                return plain()
+            plan = plan_for(run, layout.at_base, text, partial(self.embed, text), q.device)
+            return resdit_attention(q, k, v, plan, Phase.GLOBAL, attend)
 
         with self.way.replaced(self.module, self.embedder, watched):
             prediction = layout_prediction(call.predict_at_base, run.view(layout, latent), latent, sigma, call.velocity)
@@ -199,6 +210,8 @@ class RotaryAdapter:
     def call_with_resdit(self, run: Run, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
         """One model call with the method in every block, or on the base grid; at or below its size the model's own.
 
+        Unless RPE-2D's positions are on: then that call has them, as all attention to the whole has.
+
         Args:
             run: the generation's parameters and plans.
             call: the host's model.
@@ -207,15 +220,13 @@ class RotaryAdapter:
             sigma: the call's noise level.
         """
         layout = run.layout(self.grid(latent), sigma)
-        if layout.is_base:
-            run.calls["base"] += 1
+        if layout.is_base and not run.begin_base_call():
             return call.predict(latent)
-        phase = run.begin_call(sigma)
+        phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma)
         if phase is Phase.LAYOUT:
             return self.layout_step(run, layout, call, latent, text, sigma)
 
-        def embed(positions: Tensor) -> RotaryTable:
-            return rotary_table(image_ids(text, positions), tuple(self.embedder.axes_dim), self.embedder.theta)
+        embed = partial(self.embed, text)
 
         def method(
             q: Tensor, k: Tensor, v: Tensor, attend: Attend, mask: object, plain: Callable[[], Tensor]

@@ -20,11 +20,13 @@ from ..control.added import control_on
 from ..control.token_nets import to_tokens
 from ..errors import Unsupported
 from ..method.around_calls import from_grid
+from ..method.config import ResDiTConfig
+from ..method.frequencies import Law
 from ..method.in_attention import plan_for, resdit_attention
 from ..method.layout import Grid, Layout
 from ..method.layout_steps import BaseView, layout_prediction
 from ..method.phases import Phase
-from ..method.positions import grid_positions
+from ..method.positions import whole_positions
 from ..method.rotary import RotaryTable, rotary_table
 from ..method.run import Run
 from ..monkeypatch import intercepted
@@ -174,8 +176,8 @@ class RotaryProcessors:
         """Run the method in every block of the one call made inside this context."""
         rotary, whole = transformer.pos_embed, text + layout.grid.tokens
 
-        def embed(positions: Tensor) -> RotaryTable:
-            return rotary_table(image_ids(text, positions), tuple(rotary.axes_dim), rotary.theta)
+        def embed(positions: Tensor, laws: tuple[Law, Law] | None) -> RotaryTable:
+            return rotary_table(image_ids(text, positions), tuple(rotary.axes_dim), rotary.theta, laws)
 
         def method(dispatch: Callable, q: Tensor, k: Tensor, v: Tensor, *args: object, **given: object) -> Tensor:
             if q.shape[1] != k.shape[1]:  # IP-Adapter's own attention
@@ -203,7 +205,17 @@ class RotaryProcessors:
         with intercepted(calling(processor, replaced) for processor in self.processors(transformer)):
             yield
 
-    def at_base(self, given: Call, layout: Layout, latent: Tensor, level: float, view: BaseView) -> Call:
+    def ids(self, given: Call, layout: Layout, config: ResDiTConfig) -> Tensor:
+        """The image ids of a call on the whole of a layout, with a batch's axis where the call's own have one.
+
+        In float32, as the pipelines' bfloat16 is too coarse for positions beyond 256.
+        """
+        ids = image_ids(0, whole_positions(layout, config)).to(given["img_ids"].device)
+        return ids[None] if given["img_ids"].ndim == 3 else ids
+
+    def at_base(
+        self, given: Call, layout: Layout, config: ResDiTConfig, latent: Tensor, level: float, view: BaseView
+    ) -> Call:
         """The arguments of a call on the base grid, for a latent (B, C, 2h, 2w) there and its noise level.
 
         What is given per token (conditions beside the latent, control, a mask) is brought to the base size.
@@ -211,11 +223,10 @@ class RotaryProcessors:
         hidden, tokens, grid, base = given["hidden_states"], to_tokens(latent), layout.grid, layout.base
         if (given_too := hidden[..., tokens.shape[-1] :]).shape[-1]:
             tokens = torch.cat((tokens, to_tokens(view.shrink(to_latent(given_too, grid)))), -1)
-        ids = image_ids(0, grid_positions(base)).to(given["img_ids"])
         mine = given | {
             "hidden_states": tokens,
             "timestep": torch.full_like(given["timestep"], level),
-            "img_ids": ids[None] if given["img_ids"].ndim == 3 else ids,
+            "img_ids": self.ids(given, layout.at_base, config),
         }
         for name in CONTROL:
             if given.get(name) is not None:
@@ -229,7 +240,8 @@ class RotaryProcessors:
         """A layout step: the velocity (B, H*W, C) that is made by a call on the base grid."""
 
         def predict(latent: Tensor, level: float, view: BaseView) -> Tensor:
-            out = call(**self.at_base(given, layout, latent, level, view) | {"return_dict": False})[0]
+            at_base = self.at_base(given, layout, run.config, latent, level, view)
+            out = call(**at_base | {"return_dict": False})[0]
             return to_latent(out, layout.base)
 
         run.calls["model calls"] += 1
@@ -253,7 +265,8 @@ class RotaryProcessors:
                 run.say(f"not active: {reason}")
                 return call(*args, **kwargs)
             if layout.is_base:
-                run.calls["base"] += 1
+                if run.begin_base_call():
+                    return call(**given | {"img_ids": self.ids(given, layout, run.config)})
                 return call(*args, **kwargs)
             sigma = float(given["timestep"].max())  # which waits for the device
             layout, phase = run.layout(layout.grid, sigma), run.begin_call(sigma)

@@ -44,6 +44,7 @@ class TableBlocks:
     blocks: str = "joint_blocks"
 
     pools = False  # its attention is the model's own, in whole calls: the fast modes have no effect
+    rotates = False  # positions are added: NTK and YaRN are not for them
 
     def claims(self, model: object) -> bool:
         """True for a model with joint blocks."""

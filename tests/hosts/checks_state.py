@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from resdit_ext.method.memory import OutOfMemory
-from resdit_ext.method.phases import shifted_sigmas
 from resdit_ext.method.run import Run
+from resdit_ext.method.shift import shifted_sigmas
 from resdit_ext.monkeypatch import swapped
 from tests.attaching import attach
 from tests.hosts import kit

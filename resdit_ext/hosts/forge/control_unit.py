@@ -27,7 +27,8 @@ from ...errors import ResDiTError, Unsupported, in_words
 from ...families import RecognisedModel, families
 from ...method.layout import Grid, layouts_in_turn
 from ...method.memory import OutOfMemory
-from ...method.phases import levels_between, shifted_sigmas, usable_sigmas
+from ...method.phases import levels_between, usable_sigmas
+from ...method.shift import shifted_sigmas
 from ..lifetime import release_with, teller
 from ..protocol import ActiveMethod, ControlServices
 from .control_fit import misfit

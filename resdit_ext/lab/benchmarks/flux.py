@@ -16,8 +16,9 @@ from ...control.token_nets import to_tokens
 from ...control.treatment import PatchBlender, at_high_resolution
 from ...method.blend import Joiner
 from ...method.layout import Grid, Layout, layouts_in_turn, make_layout
-from ...method.phases import Phase, shifted_sigmas, steps_per_phase
+from ...method.phases import Phase, steps_per_phase
 from ...method.run import Run
+from ...method.shift import shifted_sigmas
 from ...seams.rotary_diffusers import RotaryProcessors
 
 TEXT, STEPS = 512, 35

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import SCALED
+from ...method.frequencies import Law
 from ...method.in_attention import AttentionPlan, global_attention, local_attention, resdit_attention
 from ...method.layout import Grid, make_layout
 from ...method.phases import Phase
-from ...method.rotary import rotary_table
+from ...method.rotary import RotaryTable, rotary_table
 from ...seams.rotary import image_ids
 from .flux import FLUX_DEV, TEXT
 from .table import Row, ratio
@@ -47,7 +48,11 @@ def nothing(_q: Tensor, _k: Tensor, v: Tensor) -> Tensor:
 def plan_of(side: int, device: str) -> AttentionPlan:
     """Exact attention at side x side tokens."""
     layout = make_layout(Grid(side, side), SCALED)
-    return AttentionPlan(layout, SCALED, TEXT, lambda p: rotary_table(image_ids(TEXT, p), AXES, THETA), device)
+
+    def embed(positions: Tensor, laws: tuple[Law, Law] | None) -> RotaryTable:
+        return rotary_table(image_ids(TEXT, positions), AXES, THETA, laws)
+
+    return AttentionPlan(layout, SCALED, TEXT, embed, device)
 
 
 def qkv(side: int, shape: Shape, device: str) -> Tensor:
