@@ -12,6 +12,7 @@ from resdit_ext.webui.ui import Accordion
 
 # The host's controls that the read-out follows, by the ends of their ids, under the names of the host's `p`.
 FOLLOWED = {
+    "prompt": "prompt",
     "width": "width",
     "height": "height",
     "steps": "steps",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resdit_ext.method.shift import shifted_sigmas
+from resdit_ext.method.shift import shifted, shifted_sigmas
 
 AXES = (4, 6, 6)
 HEADS, WIDTH, CHANNELS = 2, 2 * sum(AXES), 4
@@ -163,10 +163,11 @@ class FakeMemory(ModuleType):
 
 
 class FakeSampler:
-    """The host's sampler, made for every pass: it has the list of its noise levels."""
+    """The host's sampler, made for every pass: it lists the noise levels, of which the model has a table."""
 
-    def __init__(self, **attributes):
-        self.get_sigmas = lambda p, n: torch.tensor(shifted_sigmas(n))  # FLUX's with the schedule type Simple
+    def __init__(self, mu=1.15, **attributes):
+        self.get_sigmas = lambda p, n: torch.tensor(shifted_sigmas(n, mu))  # with the schedule type Simple
+        self.model_wrap = SimpleNamespace(sigmas=shifted(torch.arange(1, 1001) / 1000, mu))
         for name, value in attributes.items():
             setattr(self, name, value)
 

@@ -79,6 +79,43 @@ def test_another_shift_or_none():
     assert levels_of(pipe, 12, 12) == own
 
 
+@pytest.mark.parametrize("side", [8, 12])
+def test_automatic_grows_with_the_side(side):
+    pipe = pipeline("flux", **SCHEDULER)
+    apply_resdit(pipe, BASE, shift="automatic")
+    mu = 1.15 + math.log(side / 4)
+    assert levels_of(pipe, side, side) == pytest.approx([*shifted_sigmas(STEPS, mu)], abs=2e-3)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_scheduler_has_its_own_shift_again_after_an_error(error):
+    pipe = pipeline("flux", **SCHEDULER)
+    own = levels_of(pipe, 12, 12)
+    run = apply_resdit(pipe, BASE, shift="automatic")
+
+    def stop(*_):
+        raise error
+
+    with pytest.raises(error):
+        picture(pipe, 12, 12, STEPS, callback_on_step_end=stop)
+    assert run.sigmas[1] > shifted_sigmas(STEPS)[1] + 0.01
+    pipe.scheduler.set_timesteps(sigmas=[1 - i / STEPS for i in range(STEPS)], mu=tokens_mu(144))
+    assert pipe.scheduler.sigmas.tolist() == own
+
+
+def tokens_mu(tokens):
+    """The pipeline's own shift for so many tokens, with SCHEDULER."""
+    return 0.5 + (tokens - 1) * (1.15 - 0.5) / 15
+
+
+def test_a_scheduler_that_is_given_no_shift_keeps_its_own_and_it_is_said(caplog):
+    pipe = pipeline("sd3")
+    own = levels_of(pipe, 12, 12)
+    apply_resdit(pipe, BASE, shift="automatic")
+    assert levels_of(pipe, 12, 12) == own and levels_of(pipe, 12, 12) == own
+    assert caplog.text.count("shift automatic is not used: this pipeline's scheduler has one of its own") == 1
+
+
 def test_a_shift_that_does_not_depend_on_the_size_stays():
     """SD3's, and that of a scheduler without a slope."""
     for family, scheduler in (("sd3", {}), ("flux", SCHEDULER | dict(base_shift=1.15))):
@@ -88,7 +125,7 @@ def test_a_shift_that_does_not_depend_on_the_size_stays():
         assert levels_of(pipe, 12, 12) == own
 
 
-@pytest.mark.parametrize("shift", [-0.1, 5.1, "1.15", True, float("nan")])
+@pytest.mark.parametrize("shift", [-0.1, 5.1, "1.15", True, float("nan"), []])
 def test_a_bad_shift_is_named(shift):
     with pytest.raises(ResDiTError, match=r"shift is .*; it must be a number from 0.0 to 5.0"):
         apply_resdit(pipeline("flux"), shift=shift)

@@ -43,6 +43,9 @@ VALUES_OF_0_1_1 = {
     "layout": "scaled",  # it had no other
     "layout_until": 0.8,
     "borders": "fixed",
+    "positions": "automatic",
+    "maximal_range": 256,
+    "shift": "WebUI",
 }
 
 

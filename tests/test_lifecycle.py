@@ -14,7 +14,7 @@ from resdit_ext import __version__, hosts
 from resdit_ext.hosts import progress
 from resdit_ext.hosts.forge import Forge
 from resdit_ext.method.shift import shifted_sigmas
-from resdit_ext.webui import control, lifecycle, passes
+from resdit_ext.webui import control, lifecycle
 from tests import fakes
 from tests.fakes import CHANNELS, FakeFlux, FakeProcessing, FakeSampler
 from tests.webui_host import FakeHost
@@ -452,7 +452,7 @@ def test_control_counts_its_range_on_the_whole_list_of_the_pass(model, monkeypat
     before_sampling = lifecycle.before_sampling
 
     def look(p, *args, **kwargs):
-        seen.append((control.steps_of_pass(p), len(passes.sigmas_of_pass(p)) - 1))
+        seen.append((control.steps_of_pass(p), len(lifecycle.sigmas_of_pass(p)) - 1))
         before_sampling(p, *args, **kwargs)
 
     monkeypatch.setattr(lifecycle, "before_sampling", look)

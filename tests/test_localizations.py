@@ -19,7 +19,7 @@ from resdit_ext.webui.ui import HOST_DEFAULTS, Accordion, forecast_of_page
 FOLDER = Path(__file__).parents[1] / "localizations"
 LANGUAGES = {"zh_CN", "ja_JP"}
 # Names and formulas, which are the same in every language.
-LEFT = {"WebUI", "2K", "3K", "4K", "log", "sqrt-log"}
+LEFT = {"WebUI", "2K", "3K", "4K", "log", "sqrt-log", "ntk", "yarn", "rpe-2d"}
 
 
 def load(language):

@@ -11,7 +11,7 @@ from resdit_ext.webui import lifecycle
 from resdit_ext.webui.ui import HOST_DEFAULTS
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "resdit_highres.py"
-IMG2IMG = ("width", "height", "steps", "denoising_strength", "seed")
+IMG2IMG = ("prompt", "width", "height", "steps", "denoising_strength", "seed")
 TXT2IMG = (*IMG2IMG, "hr-checkbox", "hires_steps", "hr_scale", "hr_resize_x", "hr_resize_y")
 
 
@@ -35,7 +35,7 @@ def loaded(monkeypatch):
     return runpy.run_path(str(SCRIPT))["ResDiTHighRes"], registered
 
 
-@pytest.mark.parametrize(("tab", "expected"), [("txt2img", 9), ("img2img", 4)])
+@pytest.mark.parametrize(("tab", "expected"), [("txt2img", 10), ("img2img", 5)])
 def test_the_tabs_own_controls_are_followed_once_all_are_there(loaded, tab, expected):
     script, followed = loaded[0](), []
     script.is_img2img, script.accordion = tab == "img2img", SimpleNamespace(follow=followed.append)

@@ -5,7 +5,6 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
-from resdit_ext.method.shift import shifted_sigmas
 from resdit_ext.webui import lifecycle
 from tests.fakes import CHANNELS, FakeProcessing, FakeSampler
 
@@ -75,7 +74,7 @@ class FakeHost:
         self.shown.clear()
         x = torch.randn(1, CHANNELS, height // 8, width // 8, generator=torch.Generator().manual_seed(7))
         lifecycle.before_sampling(p, *args, x=x, noise=x, c=None, uc=None)
-        levels = getattr(p.sampler, "levels", torch.tensor(shifted_sigmas(listed)))
+        levels = p.sampler.levels if hasattr(p.sampler, "levels") else p.sampler.get_sigmas(p, listed)
         out = x
         for number, sigma in enumerate(levels[listed - (last - self.counts_from + 1) : -1]):
             if self.state.interrupted:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..control.format import ControlFormat
 from ..errors import Unsupported
+from ..method.config import ResDiTConfig
 from ..method.layout import Grid
 from ..method.layout_steps import ModelCall
 from ..method.run import Run
@@ -42,9 +43,11 @@ class WebUIClass(Protocol):
 
     Attributes:
         pools: True where the fast modes have an effect.
+        rotates: True where positions are rotary, for which NTK and YaRN are.
     """
 
     pools: bool
+    rotates: bool
 
     def claims(self, model: object) -> bool:
         """True for a model with the family's structure."""
@@ -140,6 +143,16 @@ def families() -> tuple[Family, ...]:
 def family_of_class(name: str) -> Family | None:
     """The family that has this class of diffusers, or None."""
     return next((family for family in families() if name in family.diffusers), None)
+
+
+def fitting_positions(config: ResDiTConfig, family: Family) -> tuple[ResDiTConfig, str | None]:
+    """The parameters with scaled positions where the family cannot have those chosen, and what to say then."""
+    if family.webui.rotates or config.positions not in ("ntk", "yarn"):
+        return config, None
+    return (
+        replace(config, positions="scaled"),
+        f"positions {config.positions} are for rotary ones, which {family.name} does not have: scaled ones are used",
+    )
 
 
 def names_of_all() -> str:

@@ -7,6 +7,7 @@ from .in_attention import pooled_phases
 from .layout import Layout, layouts_in_turn
 from .phases import Phase, steps_per_phase
 from .pooling import coarse_grid
+from .shift import DEFAULT_SHIFT
 
 # The VAE's values alive per pixel of a picture decoded or encoded whole: 640 and 384 are allocated by the hosts' own
 # code, half as much again is for the convolutions' workspace.
@@ -14,13 +15,22 @@ DECODE_VALUES, ENCODE_VALUES = 960, 576
 
 
 def attention_cost(
-    layout: Layout, config: ResDiTConfig, steps: int, text: int, skipped: int = 0, around_calls: bool = False
+    layout: Layout,
+    config: ResDiTConfig,
+    steps: int,
+    text: int,
+    skipped: int = 0,
+    around_calls: bool = False,
+    mu: float = DEFAULT_SHIFT,
 ) -> float:
     """Operations of a run's attention relative to plain attention at the same size and number of steps.
 
     Queries times keys, summed over the branches of every step but the first `skipped`; what the method adds around them
-    is not counted. `text` is the number of text tokens; `around_calls` is for models whose patches are whole calls.
+    is not counted. `text` is the number of text tokens; `around_calls` is for models whose patches are whole calls;
+    `mu` is the shift of the noise levels.
     """
+    if layout.is_base:
+        return 1.0
     grid, base = layout.grid, layout.base
     layouts = layouts_in_turn(grid, config)
     whole, patch = text + grid.tokens, text + base.tokens
@@ -37,5 +47,5 @@ def attention_cost(
         Phase.FUSED: of_whole + local,
         Phase.LOCAL: local,
     }
-    phases = steps_per_phase(config, steps, skipped)
+    phases = steps_per_phase(config, steps, skipped, mu)
     return sum(n * per_step[phase] for phase, n in phases.items()) / (sum(phases.values()) * whole**2)

@@ -10,9 +10,8 @@ from ..errors import Unsupported, in_words
 from ..families import Family
 from ..hosts import HOSTS, host_of, recognised_model, running_host
 from ..hosts.protocol import ControlServices
-from ..method.layout import Grid
 from . import lifecycle, passes, settings
-from .sizes import PIXELS_PER_TOKEN
+from .sizes import PIXELS_PER_TOKEN, grid_of
 
 logger = logging.getLogger("ResDiT")
 SAME_CHECKPOINT = (None, "", "Use same checkpoint")  # the hosts' words for a hires pass with the first one's model
@@ -48,7 +47,7 @@ def register() -> None:
     services = ControlServices(
         recognise=recognised_model,
         method=lifecycle.method_of_pass,
-        sigmas=passes.sigmas_of_pass,
+        sigmas=lifecycle.sigmas_of_pass,
         steps=steps_of_pass,
         default_shows=settings.union_mode,
         say=lifecycle.tell,
@@ -76,7 +75,7 @@ def family_of_passes(p: object) -> Family | None:
 @log_errors
 def review(p: object) -> None:
     """Look at the units, once the model is loaded and ResDiT has set the size."""
-    method = lifecycle.method_of_pass(p, Grid(-(-p.height // PIXELS_PER_TOKEN), -(-p.width // PIXELS_PER_TOKEN)))
+    method = lifecycle.method_of_pass(p, grid_of(p.width, p.height))
     most = None if method is None else PIXELS_PER_TOKEN * min(method[0].base.height, method[0].base.width)
     host_of(p).review_units(p, most, family_of_passes(p), functools.partial(lifecycle.tell, p))
 

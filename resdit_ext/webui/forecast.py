@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..families import Family, families
+from ..hosts.loras import Lora
 from ..method.cost import DECODE_VALUES, attention_cost
 from ..method.in_attention import pooled_phases
 from ..method.layout import Grid, Layout, layouts_in_turn, make_layout
-from ..method.phases import steps_per_phase
-from .options import DEFAULTS, Request
+from ..method.phases import Phase, steps_per_phase
+from .levels import shift_in
+from .options import DEFAULTS, WEBUI_SHIFT, Request
+from .positions import chosen_positions
 from .sizes import PIXELS_PER_TOKEN
 
 MEASURED_SCALE = 4.05  # the lab went to 4x
@@ -32,6 +35,8 @@ class Forecast:
         idle: why nothing will be done; None where ResDiT is active. What follows is only meaningful then.
         layouts: the token grid and its patches; the steps take them in turn.
         phases: number of steps by phase.
+        positions: of the whole picture, in words, where they are not the usual ones.
+        shift: mu of the noise levels, where the options set it.
         attention: operations of attention relative to standard attention at this size.
         activations: bytes on top of the model's weights.
         warnings: what the user should know before starting.
@@ -44,6 +49,8 @@ class Forecast:
     idle: str | None = None
     layouts: tuple[Layout, ...] = ()
     phases: dict[str, int] = field(default_factory=dict)
+    positions: str = ""
+    shift: float | None = None
     attention: float = 0.0
     activations: int = 0
     warnings: tuple[str, ...] = ()
@@ -90,6 +97,8 @@ class Forecast:
         patches = f"{self.patches} patches of {self.patch[0]}x{self.patch[1]}"
         told = f"active: {self.width}x{self.height}, scale {self.scale:.2f}, {patches}"
         told += f", steps: {self.in_phases} of {self.steps}; {self.attention:.2f}x standard attention"
+        told += f"; positions {self.positions}" if self.positions else ""
+        told += f"; timestep shift {self.shift:.2f}" if self.shift is not None else ""
         told += f"; {self.activations / 1e9:.1f} GB plus model weights"
         told += f", {self.decode / 1e9:.1f} GB for the VAE (less in tiles)"
         return "; ".join((told, *self.warnings))
@@ -107,6 +116,8 @@ class Forecast:
             "patch_columns": [col * PIXELS_PER_TOKEN for col in self.layout.cols],
             "steps": self.steps,
             "phases": self.phases,
+            "positions": self.positions or "scaled",
+            "shift": self.shift,
             "attention": round(self.attention, 4),
             "activation_bytes": self.activations,
             "decode_bytes": self.decode,
@@ -122,6 +133,7 @@ def forecast(
     family: Family | None = None,
     skipped: int = 0,
     which: str = "",
+    loras: Sequence[Lora] = (),
 ) -> Forecast:
     """What ResDiT will do in one pass.
 
@@ -132,29 +144,38 @@ def forecast(
         family: of the model; the first of all, at its usual size, until one is loaded.
         skipped: how many of the steps, from the first, are not run.
         which: of two passes it is.
+        loras: in its prompt.
+
+    Raises:
+        ResDiTError: the range of positions that the options give is too small for the picture.
     """
     run, family = steps - skipped, family or families()[0]
     if not request.enabled:
         return Forecast(width, height, run, idle="switched off")
     side = family.pixels_per_token
     layout = make_layout(Grid(-(-height // side), -(-width // side)), request.config)
-    if layout.is_base:
+    chosen = chosen_positions(request.config, family, layout, loras)
+    if layout.is_base and not chosen.config.acts_at_base:
         base = request.values["base_size"]
         return Forecast(width, height, run, idle=f"{width}x{height} is not above the base size ({base} px squared)")
-    config, warnings, pools = request.config, [], family.webui.pools
-    chosen = request.values["speed"] not in ("exact", DEFAULTS["speed"])
-    if chosen and not (pools and pooled_phases(layout, config)):
+    config, warnings, pools = chosen.config, list(chosen.warnings), family.webui.pools
+    wants_speed = request.values["speed"] not in ("exact", DEFAULTS["speed"])
+    if wants_speed and not (pools and pooled_phases(layout, config)):
         warnings.append("speed has no effect " + ("below 2x" if pools else f"on {family.name}"))
     if max(layout.scales) > MEASURED_SCALE:
         warnings.append("not tested beyond 4x")
+    mu = shift_in(request.values["shift"], family.shift, layout, config.base_tokens)
+    phases = {Phase.GLOBAL: run} if layout.is_base else steps_per_phase(config, steps, skipped, mu)
     return Forecast(
         width,
         height,
         run,
         which,
-        layouts=layouts_in_turn(layout.grid, config),
-        phases={phase.value: n for phase, n in steps_per_phase(config, steps, skipped).items() if n},
-        attention=attention_cost(layout, config, steps, family.longest_text, skipped, around_calls=not pools),
+        layouts=(layout,) if layout.is_base else layouts_in_turn(layout.grid, config),
+        phases={phase.value: n for phase, n in phases.items() if n},
+        positions=chosen.told,
+        shift=mu if request.values["shift"] != WEBUI_SHIFT and not layout.is_base else None,
+        attention=attention_cost(layout, config, steps, family.longest_text, skipped, not pools, mu),
         activations=family.activation_bytes(layout.grid),
         warnings=tuple(warnings),
     )

@@ -7,16 +7,19 @@ import weakref
 
 from ..errors import Unsupported
 from ..hosts import host_of, progress, recognised_model
+from ..hosts.loras import loras_of_pass
 from ..hosts.protocol import ActiveMethod
 from ..method.layout import Grid, make_layout
 from ..method.phases import Phase
 from ..method.run import UNSUITABLE, Run
-from . import infotext, settings, xyz
+from . import infotext, levels, settings, xyz
 from .forecast import listed
 from .generation import ATTRIBUTE, Generation, guarded, refuse, shown_steps
 from .messages import answer, forget, log_to_console, tell, teller
 from .options import HIRES_PASS, parse_request
-from .passes import final_size, forecast_of, in_hires, set_size, sigmas_of_pass, steps_of, wants_this_pass
+from .passes import final_size, forecast_of, in_hires, set_size, size_of, steps_of, wants_this_pass
+from .positions import Positions, chosen_positions
+from .sizes import grid_of
 
 __all__ = ["log_to_console", "tell"]
 
@@ -93,11 +96,31 @@ def method_of_pass(p: object, grid: Grid) -> ActiveMethod | None:
     return None if layout.is_base else (layout, config)
 
 
-def tell_other_steps(p: object, generation: Generation, run: Run) -> None:
-    """Say how many steps each phase has, where this sampler's noise levels make it others than was told."""
+def shift_of_pass(p: object) -> float:
+    """How much mu of the noise levels grows in the pass that is about to begin."""
+    generation = getattr(p, ATTRIBUTE, None)
+    if generation is None or not wants_this_pass(p, generation.request.values["apply_to"]):
+        return 0.0
+    width, height = size_of(p, in_hires(p))
+    layout = make_layout(grid_of(width, height), generation.request.config)
+    return levels.shift_added(p, generation.request, layout, teller(p))
+
+
+def sigmas_of_pass(p: object) -> object | None:
+    """The full list of noise levels of the pass that is about to begin; None where its sampler has no such list."""
+    return levels.sigmas_of(p, steps_of(p, in_hires(p)).listed, shift_of_pass(p))
+
+
+def tell_what_is_new(p: object, generation: Generation, run: Run, chosen: Positions, at_base: bool) -> None:
+    """Say what of this pass is other than was told: its positions, and with its noise levels the steps by phase."""
     told = generation.told
+    if chosen.told != told.positions:
+        run.say(f"positions: {chosen.told or 'scaled'}")
+    for warning in chosen.warnings:
+        if warning not in told.warnings:
+            run.say(warning)
     found = {phase.value: n for phase, n in run.schedule.steps(run.sigmas).items() if n}
-    if in_hires(p) == (told.which == HIRES_PASS) and found != told.phases:
+    if in_hires(p) == (told.which == HIRES_PASS) and found != told.phases and not at_base:
         run.say(f"with this sampler and schedule type: {listed(found)}")
 
 
@@ -111,17 +134,23 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
     if not wants_this_pass(p, generation.request.values["apply_to"]):
         return
     model, x = recognised_model(p), kwargs.get("x")
-    if x is not None and method_of_pass(p, model.adapter.grid(x)) is None:
+    grid = grid_of(*size_of(p, in_hires(p))) if x is None else model.adapter.grid(x)
+    layout = make_layout(grid, generation.request.config)
+    loras = loras_of_pass(p, in_hires(p))
+    chosen = chosen_positions(generation.request.config, model.family, layout, loras)
+    if layout.is_base and not chosen.config.acts_at_base:
         return
     generation.release()  # the passes before, and after a change of model what was made for the other one
     run = generation.run_of(p.sampler)
     if run is None:
-        run = Run(generation.request.config, say=teller(p), on_step=shown_steps())
-        steps = steps_of(p, in_hires(p))
-        run.set_sigmas(sigmas_of_pass(p), steps.listed, steps.skipped)
+        run = Run(chosen.config, say=teller(p), on_step=shown_steps())
+        steps, shift = steps_of(p, in_hires(p)), shift_of_pass(p)
+        run.set_sigmas(levels.sigmas_of(p, steps.listed, shift), steps.listed, steps.skipped)
+        if shift:
+            levels.shift_levels(p.sampler, shift)
         if hasattr(p.sampler, "get_timesteps"):
             run.say(f"the sampler's timesteps are made for older models: they {UNSUITABLE}")
-        tell_other_steps(p, generation, run)
+        tell_what_is_new(p, generation, run, chosen, layout.is_base)
         generation.runs.append(run)
         generation.sampler = weakref.ref(p.sampler)
     host_of(p).attach(p, model, run)

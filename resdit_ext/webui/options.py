@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 from ..errors import ResDiTError, quoted
 from ..method.config import BALANCED, PRESETS, ResDiTConfig, check_choice
+from ..method.shift import HIGHEST_SHIFT, LOWEST_SHIFT
 from .option import Option
 from .sizes import (
     CUSTOM_SIZE,
@@ -27,6 +28,7 @@ from .sizes import (
     idle_sizes,
 )
 
+WEBUI_SHIFT, SHIFT_BY_SIZE = "WebUI", "automatic"
 BOTH_PASSES, FIRST_PASS, HIRES_PASS = "both", "first pass", "hires pass"
 
 
@@ -177,6 +179,29 @@ OPTIONS = (
         "Borders",
         "Moving: patches meet elsewhere in every other step, so that no border shows",
         older=(("0.2.1", "fixed"),),
+    ),
+    _parameter(
+        "positions",
+        "ResDiT positions",
+        "Positions",
+        "In attention over the whole picture; automatic: scaled, or rpe-2d where a LoRA in the prompt is made for it",
+    ),
+    _parameter(
+        "maximal_range",
+        "ResDiT maximal range",
+        "Maximal range",
+        "With positions rpe-2d: how many positions a side the model was trained with",
+    ),
+    Option(
+        "shift",
+        "Timestep shift",
+        "scale",
+        WEBUI_SHIFT,
+        "Higher: more steps at high noise; WebUI: the model's own; automatic: more for larger pictures; a number is mu",
+        choices=(WEBUI_SHIFT, SHIFT_BY_SIZE),
+        low=LOWEST_SHIFT,
+        high=HIGHEST_SHIFT,
+        key="ResDiT timestep shift",
     ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from ..families import Family
+from ..hosts.loras import loras_in
 from . import settings
 from .forecast import Forecast, forecast
 from .options import BOTH_PASSES, FIRST_PASS, HIRES_PASS, Request
@@ -67,12 +68,6 @@ def steps_of(p: object, hires: bool) -> Steps:
     return Steps(p.steps)
 
 
-def sigmas_of_pass(p: object) -> object | None:
-    """The full list of noise levels of the pass that is about to begin; None where its sampler has no such list."""
-    get_sigmas = getattr(p.sampler, "get_sigmas", None)
-    return get_sigmas(p, steps_of(p, in_hires(p)).listed) if get_sigmas is not None else None
-
-
 def wants_this_pass(p: object, apply_to: str) -> bool:
     """True unless the choice excludes the pass that is about to begin; without hires there is one pass, the first."""
     return not has_hires(p) or apply_to == BOTH_PASSES or in_hires(p) == (apply_to == HIRES_PASS)
@@ -109,12 +104,24 @@ def final_size(p: object) -> tuple[int, int]:
     return x or y * p.width // p.height, y or x * p.height // p.width
 
 
+def size_of(p: object, hires: bool) -> tuple[int, int]:
+    """(width, height) of what the hires pass, or the first, makes."""
+    return final_size(p) if hires or not has_hires(p) else (p.width, p.height)
+
+
+def prompt_of(p: object, hires: bool) -> str:
+    """The prompt of the hires pass, or of the first, of the first picture; the page has one prompt for both."""
+    if getattr(p, "disable_extra_networks", False):
+        return ""
+    prompts = (getattr(p, "all_hr_prompts", None) if hires else None) or getattr(p, "all_prompts", None)
+    return str(prompts[0] if prompts else getattr(p, "prompt", ""))
+
+
 def forecast_of_pass(p: object, request: Request, family: Family | None, hires: bool) -> Forecast:
     """What will happen in one pass."""
-    size = final_size(p) if hires or not has_hires(p) else (p.width, p.height)
-    steps = steps_of(p, hires)
+    steps, loras = steps_of(p, hires), loras_in(prompt_of(p, hires))
     which = (HIRES_PASS if hires else FIRST_PASS) if has_hires(p) else ""
-    return forecast(request, *size, steps.listed, family, skipped=steps.skipped, which=which)
+    return forecast(request, *size_of(p, hires), steps.listed, family, skipped=steps.skipped, which=which, loras=loras)
 
 
 def forecast_of(p: object, request: Request, family: Family | None = None) -> Forecast:

@@ -29,10 +29,14 @@ def figures(forecast: Forecast) -> list[tuple[str, str]]:
     """(name, value) of each line of the read-out."""
     width, height = forecast.width, forecast.height
     w, h = forecast.patch
+    chosen = [("Positions", forecast.positions)] if forecast.positions else []
+    shift = [("Timestep shift", f"{forecast.shift:.2f}")] if forecast.shift is not None else []
     return [
         ("Picture", f"{width}x{height}, {width * height / 1e6:.1f} MP, {forecast.scale:.2f}x"),
         ("Patches", f"{forecast.patches} of {w}x{h}"),
         ("Steps", forecast.in_phases),
+        *chosen,
+        *shift,
         ("Attention", f"{forecast.attention:.2f}x standard attention"),
         ("Memory", f"{forecast.activations / 1e9:.1f} GB plus model weights"),
         ("VAE", f"{forecast.decode / 1e9:.1f} GB, less in tiles"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..method.layout import Grid
+
 PIXELS_PER_TOKEN = 16
 MIN_SIDE, MAX_SIDE = 256, 8192
 WEBUI_SIZE, CUSTOM_SIZE = "WebUI", "Custom"
@@ -13,6 +15,11 @@ RATIOS = {"1:1": (1, 1), "5:4": (5, 4), "4:3": (4, 3), "3:2": (3, 2), "16:9": (1
 def snap(pixels: float, multiple: int = PIXELS_PER_TOKEN) -> int:
     """The nearest multiple, at least one."""
     return max(1, round(pixels / multiple)) * multiple
+
+
+def grid_of(width: int, height: int) -> Grid:
+    """The token grid of a picture's pixels; a side that is no multiple is padded by the model."""
+    return Grid(-(-height // PIXELS_PER_TOKEN), -(-width // PIXELS_PER_TOKEN))
 
 
 def output_size(

@@ -32,6 +32,7 @@ HOST_DEFAULTS = {
     "hr_resize_x": 0,
     "hr_resize_y": 0,
     "init_images": (),
+    "prompt": "",
 }
 POSITIVE = ("width", "height", "steps")  # an emptied field is None or 0
 WHOLE = ("width", "height", "steps", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y")
@@ -168,8 +169,11 @@ class Accordion:
                 CUSTOM_SIZE if sized and free else gr.update(),
             )
 
-        for source in (*host.values(), *self.components):
-            source.change(
+        # Of the prompt only its LoRAs count, so it is read when it is left and not at every key.
+        prompt = [host["prompt"].blur] if "prompt" in host else []
+        others = [component for name, component in host.items() if name != "prompt"]
+        for event in (*prompt, *(source.change for source in (*others, *self.components))):
+            event(
                 refresh,
                 inputs=[self.presets.chosen, *host.values(), *self.components],
                 outputs=[

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from ...errors import ResDiTError, Unsupported
-from ...families import families, family_of_class
+from ...families import families, family_of_class, fitting_positions
 from ...method.config import ResDiTConfig
 from ...method.run import Run
 from ...monkeypatch import intercept, let_go
@@ -84,12 +84,12 @@ def one_by_one(model: object, levels: Levels, around: Callable) -> Callable:
     return guarded
 
 
-def around_pipeline(pipe: object, levels: Levels, shift: float | None) -> Callable:
+def around_pipeline(pipe: object, levels: Levels, shift: float | str | None, own: float) -> Callable:
     """`around(call, ...)` for a pipeline: its scheduler, whichever it has by then, is followed and its shift pinned."""
 
     def around(call: Callable, *args: object, **kwargs: object) -> object:
         levels.scheduler = pipe.scheduler
-        with pinned_shift(pipe.scheduler, levels.run, shift):
+        with pinned_shift(pipe.scheduler, levels.run, shift, own):
             return call(*args, **kwargs)
 
     return around
@@ -109,8 +109,9 @@ def apply_resdit(
         config: the method's parameters, by default the Balanced setting.
         sigmas: the run's full list of noise levels; by default the pipeline's scheduler's, or the family's own.
         shift: mu of the noise levels above the base size, 0 to 5, by default the family's at its training size; without
-            it diffusers' would grow until pictures above 2048 pixels are not denoised. None leaves the pipeline's own;
-            a transformer alone has none.
+            it diffusers' would grow until pictures above 2048 pixels are not denoised. "automatic" adds half of ln of
+            the ratio of areas, so that e^mu grows with the side. None leaves the pipeline's own; a transformer alone
+            has none.
 
     Returns:
         The Run, whose `calls` counts what was computed.
@@ -132,8 +133,10 @@ def apply_resdit(
     if None in found:
         known = ", ".join(name for family in families() for name in family.diffusers)
         raise Unsupported(f"{type(inner(models[found.index(None)])).__name__} is not one of {known}")
-    shift = found[0].shift if shift == FAMILYS_OWN else shift
+    config, problem = fitting_positions(config, found[0])
     run, arounds = Run(config, sigmas), []
+    if problem:
+        run.say(problem)
     levels = Levels(run, fixed=sigmas is not None)
     for model, family in zip(models, found, strict=True):
         check_whole(inner(model))
@@ -143,7 +146,7 @@ def apply_resdit(
     for model, around in zip(models, arounds, strict=True):
         intercept(model, "__call__", around)
     if is_pipeline(pipe_or_transformer):
-        intercept(pipe_or_transformer, "__call__", around_pipeline(pipe_or_transformer, levels, shift))
+        intercept(pipe_or_transformer, "__call__", around_pipeline(pipe_or_transformer, levels, shift, found[0].shift))
     return run
 
 

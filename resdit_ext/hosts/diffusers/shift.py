@@ -11,16 +11,16 @@ from contextlib import contextmanager
 
 from ...method.config import check_number
 from ...method.run import Run
+from ...method.shift import HIGHEST_SHIFT, LOWEST_SHIFT, shift_by_size
 from ...monkeypatch import intercepted
 
-LOWEST, HIGHEST = 0.0, 5.0
-FAMILYS_OWN = "family"
+FAMILYS_OWN, BY_SIZE = "family", "automatic"
 
 
 def check_shift(shift: object) -> None:
-    """Raise ResDiTError unless `shift` is None, "family" or a number that leaves a picture denoised."""
-    if shift is not None and shift != FAMILYS_OWN:
-        check_number("shift", shift, LOWEST, HIGHEST)
+    """Raise ResDiTError unless `shift` is None, "family", "automatic" or a number that leaves a picture denoised."""
+    if shift is not None and shift not in (FAMILYS_OWN, BY_SIZE):
+        check_number("shift", shift, LOWEST_SHIFT, HIGHEST_SHIFT)
 
 
 def tokens_for(mu: float, config: object) -> float:
@@ -34,22 +34,36 @@ def tokens_for(mu: float, config: object) -> float:
 
 
 @contextmanager
-def pinned_shift(scheduler: object, run: Run, shift: float | None) -> Iterator[None]:
-    """Have the scheduler use `shift` (mu) above the base size for the duration of the block; None leaves it as it is.
+def pinned_shift(scheduler: object, run: Run, shift: float | str | None, own: float) -> Iterator[None]:
+    """Have the scheduler use `shift` above the base size for the duration of the block; None leaves it as it is.
 
     Only a scheduler with `use_dynamic_shifting` is given a shift by its pipeline.
+
+    Args:
+        scheduler: the pipeline's.
+        run: the generation's parameters and plans.
+        shift: mu, "family" for the family's own, or "automatic" for one that grows with the picture's side.
+        own: the family's, at its training size.
     """
 
     def around(set_timesteps: Callable, *args: object, **kwargs: object) -> object:
-        mu = kwargs.get("mu")
-        if mu is not None and round(tokens_for(mu, scheduler.config)) > run.config.base_tokens:
+        mu, base = kwargs.get("mu"), run.config.base_tokens
+        tokens = 0 if mu is None else round(tokens_for(mu, scheduler.config))
+        if tokens > base:
+            ours = {FAMILYS_OWN: own, BY_SIZE: own + shift_by_size(tokens, base)}.get(shift, shift)
             run.say(
-                f"the pipeline's shift for this size, {mu:.2f}, would leave noise in the picture: {shift:g} is used "
+                f"the pipeline's shift for this size, {mu:.2f}, would leave noise in the picture: {ours:.4g} is used "
                 "(apply_resdit's shift; None leaves the pipeline's)"
             )
-            kwargs["mu"] = shift
+            kwargs["mu"] = ours
         return set_timesteps(*args, **kwargs)
 
-    dynamic = shift is not None and getattr(scheduler.config, "use_dynamic_shifting", False)
+    follows_size = getattr(scheduler.config, "use_dynamic_shifting", False)
+    if shift not in (None, FAMILYS_OWN) and not follows_size:
+        run.say(
+            f"shift {shift} is not used: this pipeline's scheduler has one of its own for all sizes "
+            "(use_dynamic_shifting is off), which can be set there"
+        )
+    dynamic = shift is not None and follows_size
     with intercepted([(scheduler, "set_timesteps", around)] if dynamic else []):
         yield
