@@ -11,6 +11,8 @@ Nobody else's object is touched here. Where each part of the paper is, and its f
 
 From a second paper (RPE-2D, arXiv 2503.18719): positions of a model trained to have them scaled, `randomized`.
 
+From neighbours of it: NTK's and YaRN's rotary frequencies (`frequencies`) and the timestep shift (`shift`).
+
 Of this project and not of the papers: the attention temperature (`config`), the fast modes (`pooling`), the estimate of
 the cost (`cost`), the use of memory (`memory`) and the state of a generation (`run`).
 """
