@@ -54,7 +54,7 @@ def same(got: object, expected: object, what: str) -> None:
 
 
 def attention_error(
-    pe: object, call: Sequence[Tensor], grid: tuple[int, int], base: tuple[int, int], phase: str
+    pe: object, call: Sequence[Tensor], grid: tuple[int, int], base: tuple[int, int], phase: str, **other: object
 ) -> float:
     """How far the first picture's q, k, v -> out of `call` is from the float64 reference (no code shared).
 
@@ -63,6 +63,7 @@ def attention_error(
         call: q, k, v before their rotation, and what came of them.
         grid, base: (rows, columns) of tokens, of the output and of a patch.
         phase: of the call.
+        other: positions of the global branch and their frequencies, as `reference.resdit` takes them.
     """
     q, k, v, got = (x[0].double().numpy() for x in call)
     expected = reference.resdit(
@@ -72,6 +73,7 @@ def attention_error(
         scale=np.log(kit.TEXT + math.prod(grid)) / np.log(kit.TEXT + math.prod(base)),
         cutoff=CONFIG.cutoff / 2,
         sigma=CONFIG.splice_sigma,
+        **other,
     )
     return float(np.abs(got - expected).max() / np.abs(expected).max())
 

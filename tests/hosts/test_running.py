@@ -6,7 +6,7 @@ Which hosts take part: see tests/hosts/webui.py.
 import pytest
 
 from tests.hosts import webui
-from tests.hosts.webui import BASE, THRICE
+from tests.hosts.webui import BASE, RANGE, THRICE
 
 SITES = {"forge": "flux", "neo": "flux", "ersatz": "sd3", "a1111": "sd3"}  # the quicker of its models
 
@@ -25,6 +25,31 @@ def test_on_and_off_in_turn(ui):
     again = ui.make(width=3 * BASE, height=3 * BASE)
     assert again.equals(plain) and again.parameters == plain.parameters
     assert ui.make(resdit=THRICE).equals(made) and ui.make().equals(small)
+
+
+def test_a_lora_in_the_prompt_decides_on_positions(ui):
+    """As the host itself has parsed the prompt and read the file; the LoRA changes no weight."""
+    usual, by_hand = ui.make(resdit=THRICE), ui.make(resdit=THRICE | dict(positions="rpe-2d", maximal_range=RANGE))
+    assert by_hand.differs(usual) and "ResDiT positions: rpe-2d" in by_hand.parameters
+    found = ui.make(resdit=THRICE, prompt="a lighthouse<lora:rpe:1>")
+    assert f"positions rpe-2d, range {RANGE}, as LoRA rpe says" in found.said and found.equals(by_hand)
+    for prompt in ("a lighthouse<lora:rpe:0>", "a lighthouse<lora:other:1>", "a lighthouse<lora:narrow:1>"):
+        made = ui.make(resdit=THRICE, prompt=prompt)
+        assert made.equals(usual) and ("LoRA narrow has a range of 8" in made.said) is ("narrow" in prompt)
+    plain, at_base = ui.make(), ui.make(resdit=dict(base_size=BASE), prompt="a lighthouse<lora:rpe:1>")
+    assert at_base.differs(plain) and "another picture than the plain one" in at_base.said
+    assert ui.make(resdit=dict(base_size=BASE)).equals(plain)
+
+
+def test_a_timestep_shift_is_of_one_picture(ui):
+    usual, plain = ui.make(resdit=THRICE), ui.make(width=3 * BASE, height=3 * BASE)
+    made = [ui.make(resdit=THRICE | dict(shift=shift)) for shift in ("automatic", 2.5)]
+    assert made[0].differs(usual, made[1]) and made[1].differs(usual)
+    for each, mu in zip(made, ("2.25", "2.50"), strict=True):
+        assert f"timestep shift {mu}" in each.said and "has no effect" not in each.said
+    assert ui.make(resdit=THRICE).equals(usual) and ui.make(width=3 * BASE, height=3 * BASE).equals(plain)
+    small = ui.make()
+    assert ui.make(resdit=dict(base_size=BASE, shift=3.0)).equals(small)
 
 
 def test_nothing_of_a_generation_stays_in_memory(ui):

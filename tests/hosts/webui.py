@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from resdit_ext.positions_metadata import positions_metadata
 from tests.hosts.kit import CPU_FLAG
 
 HERE, REPOSITORY = Path(__file__).parent, Path(__file__).parents[2]
@@ -38,6 +39,9 @@ ORDER = dict(prompt="a lighthouse", steps=4, cfg_scale=1, sampler_name="Euler", 
 ORDER |= dict(width=BASE, height=BASE)
 ORDER |= dict(override_settings=dict(show_progress_type="Approx cheap"))  # for the default SD3 fetches a file
 THRICE = dict(size="Custom", width=3 * BASE, height=3 * BASE, base_size=BASE)
+RANGE = 64  # positions a side, of a LoRA for RPE-2D
+# Files that change no weight, by their metadata.
+LORAS = {"rpe": positions_metadata(RANGE), "narrow": positions_metadata(8), "other": {"ss_tag": "x"}}
 VISIBLE = 0.5  # mean difference of two pictures, in levels of 255
 
 
@@ -149,6 +153,9 @@ def started(host, model, data, *flags):
     for extension in ("watch", "tiny_a1111" if host == "a1111" else "tiny_webui"):
         (data / "extensions" / extension).symlink_to(HERE / extension)
     save_file({"nothing": torch.zeros(1)}, data / "checkpoints" / "tiny.safetensors")
+    (data / "models" / "Lora").mkdir(parents=True)
+    for name, metadata in LORAS.items():
+        save_file({"nothing": torch.zeros(1)}, data / "models" / "Lora" / f"{name}.safetensors", metadata)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
