@@ -181,7 +181,7 @@ def test_presets_of_both_kinds(page):
     page.locator(f"{PREFIX}_preset_save").click()
     expect(html(page, "preset_message")).to_contain_text("saved 'mine'")
     select(page, "preset", "Balanced")
-    expect(number(page, "cutoff")).to_have_value("0.2")
+    expect(number(page, "cutoff")).to_have_value("0.75")
     select(page, "preset", "mine")
     expect(number(page, "cutoff")).to_have_value("0.3")
     page.locator(f"{PREFIX}_preset_delete").click()
