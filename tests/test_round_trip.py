@@ -29,6 +29,9 @@ OTHER = {
     "layout": "scaled",
     "layout_until": 0.65,
     "borders": "fixed",
+    "positions": "yarn",
+    "maximal_range": 192,
+    "shift": "1.9",
 }
 NEEDED = {"width": {"ratio": "Free"}, "height": {"ratio": "Free"}, "long_side": {"size": "Custom"}}
 CHOICES = [(o.name, choice) for o in OPTIONS for choice in o.choices if choice != o.default]
