@@ -42,6 +42,24 @@ def qkv(H, W, batch=1, dtype=torch.float64):
     return torch.randn(3, batch, HEADS, TEXT + H * W, sum(AXES), dtype=dtype)
 
 
+def expected_of(q, k, v, plan, phase, sigma=0.25, **given):
+    """The reference for the first of a batch, with the default attention scale and a cut-off of .3 cycles a token."""
+    grid, base = plan.layout.grid, plan.layout.base
+    return reference.resdit(
+        *(x[0].double().numpy() for x in (q, k, v)),
+        TEXT,
+        (grid.height, grid.width),
+        (base.height, base.width),
+        phase.value,
+        axes_dim=AXES,
+        theta=THETA,
+        scale=np.log(TEXT + grid.tokens) / np.log(TEXT + base.tokens),
+        cutoff=0.3,
+        sigma=sigma,
+        **given,
+    )
+
+
 def relative_error(got, expected):
     return np.abs(got.double().numpy() - expected).max() / np.abs(expected).max()
 
@@ -56,21 +74,9 @@ def test_method_matches_the_reference(dtype, tolerance, phase, size, change):
     q, k, v = qkv(*size, dtype=dtype)
     got = resdit_attention(q, k, v, plan, phase, attend)
     assert got.dtype == dtype
-    base = plan.layout.base
-    expected = reference.resdit(
-        *(x[0].double().numpy() for x in (q, k, v)),
-        TEXT,
-        size,
-        (base.height, base.width),
-        phase.value,
-        axes_dim=AXES,
-        theta=THETA,
-        scale=np.log(TEXT + size[0] * size[1]) / np.log(TEXT + base.tokens),
-        cutoff=0.3,
-        sigma=None if change.get("splice") == "mean" else 0.25,
-        pes=change.get("pes", True),
-        pipe=change.get("pipe", True),
-    )
+    sigma = None if change.get("splice") == "mean" else 0.25
+    parts = {name: change.get(name, True) for name in ("pes", "pipe")}
+    expected = expected_of(q, k, v, plan, phase, sigma=sigma, **parts)
     assert relative_error(got[0], expected) < tolerance
 
 
@@ -89,17 +95,8 @@ def test_other_positions_match_the_reference(positions, phase, pipe, size):
         "rpe-2d": [reference.frequencies(d, THETA) for d in AXES[1:]],
     }
     rows, cols = (reference.equidistant(n, 17) if positions == "rpe-2d" else np.arange(n) for n in size)
-    expected = reference.resdit(
-        *(x[0].numpy() for x in (q, k, v)),
-        TEXT,
-        size,
-        (base.height, base.width),
-        phase.value,
-        axes_dim=AXES,
-        theta=THETA,
-        scale=np.log(TEXT + size[0] * size[1]) / np.log(TEXT + base.tokens),
-        cutoff=0.3,
-        sigma=0.25,
+    expected = expected_of(
+        *(q, k, v, plan, phase),
         pipe=pipe,
         whole=np.array([(row, col) for row in rows for col in cols]),
         laws=[reference.frequencies(AXES[0], THETA), *laws[positions]],

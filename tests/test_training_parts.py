@@ -15,6 +15,7 @@ from PIL import Image
 from resdit_ext import ResDiTError
 from resdit_ext.families import families
 from resdit_ext.method.layout import Grid
+from resdit_ext.method.shift import shifted_sigmas
 from resdit_ext.training import rpe2d
 from resdit_ext.training.batches import Batches, inference_places, own_places
 from resdit_ext.training.cache import Cache, Encoders, Example, save_whole
@@ -26,7 +27,6 @@ from resdit_ext.training.parts import ModelParts, find_model
 from resdit_ext.training.pictures import Damaged, boxes_of, bucket_of, buckets, opened, read_folder, shown, size_of
 from resdit_ext.training.state import StateFiles
 from resdit_ext.training.trainer import rate_at
-from resdit_ext.training.validation import levels
 from tests import pipelines, reference
 from tests.training_models import save_pictures
 
@@ -205,7 +205,7 @@ def test_the_rate_rises_and_falls(tmp_path):
 
 
 def test_noise_levels_are_shifted_as_the_samplers_shift_them():
-    found = levels(4, 1.0)
+    found = shifted_sigmas(4, 1.0)
     a = np.e
     assert found == pytest.approx([a * t / (1 + (a - 1) * t) for t in (1, 0.75, 0.5, 0.25, 0)])
 

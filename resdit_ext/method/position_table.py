@@ -103,12 +103,12 @@ class PositionTable:
 
         With `grid == base` and no scales these are the model's own positions at the base size.
         """
-        rows = (self.size - base.height) // 2 + torch.arange(grid.height, dtype=torch.float64) / scales[0]
-        cols = (self.size - base.width) // 2 + torch.arange(grid.width, dtype=torch.float64) / scales[1]
-        return self.at(rows, cols, device).flatten(0, 1)[None]
+        sides = (grid.height, scales[0]), (grid.width, scales[1])
+        rows, cols = (torch.arange(n, dtype=torch.float64) / s for n, s in sides)
+        return self.in_range(rows, cols, base, device)
 
     def in_range(self, rows: Tensor, cols: Tensor, maximal: Grid, device: torch.device | str = "cpu") -> Tensor:
-        """RPE-2D: (1, H*W, C) float32 positions at rows (H,) and columns (W,) of a range centred in the table.
+        """(1, H*W, C) float32 positions at rows (H,) and columns (W,) of a range centred in the table, as RPE-2D's.
 
         With the base grid as the range, and all of its rows and columns, these are the model's own.
         """

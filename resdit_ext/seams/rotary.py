@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from types import ModuleType
 from typing import Protocol
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import Unsupported
 from ..method.frequencies import Law
-from ..method.in_attention import Attend, plan_for, resdit_attention
+from ..method.in_attention import Attend, Embed, plan_for, resdit_attention
 from ..method.layout import Grid, Layout
 from ..method.layout_steps import ModelCall, layout_prediction
 from ..method.phases import Phase
@@ -34,6 +33,15 @@ PATCH = 2  # latent pixels per token and axis
 def image_ids(text: int, positions: Tensor) -> Tensor:
     """(..., T + L, 3) ids: zeros for text, then (0, row, column) from positions (..., L, 2)."""
     return F.pad(positions, (1, 0, text, 0))
+
+
+def embedding(embedder: nn.Module, text: int) -> Embed:
+    """The rotary tables of `text` tokens of text and of image tokens, as a model's own embedder makes its."""
+
+    def embed(positions: Tensor, laws: tuple[Law, Law] | None) -> RotaryTable:
+        return rotary_table(image_ids(text, positions), tuple(embedder.axes_dim), embedder.theta, laws)
+
+    return embed
 
 
 def why_not(tokens: int, text: int, grid: Grid, mask: object) -> str | None:
@@ -181,10 +189,6 @@ class RotaryAdapter:
         """The token grid of a latent (B, C, H, W); an odd side is padded by the model."""
         return Grid(-(-latent.shape[-2] // PATCH), -(-latent.shape[-1] // PATCH))
 
-    def embed(self, text: int, positions: Tensor, laws: tuple[Law, Law] | None) -> RotaryTable:
-        """The rotary table of `text` tokens of text and of image tokens at positions (..., L, 2)."""
-        return rotary_table(image_ids(text, positions), tuple(self.embedder.axes_dim), self.embedder.theta, laws)
-
     def layout_step(self, run: Run, layout: Layout, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
         """A call on the base grid; where later steps will be refused, which its attention tells, the model's own."""
         refused = []
@@ -197,7 +201,7 @@ class RotaryAdapter:
             run.calls["blocks"] += not reason
             if reason or not run.config.acts_at_base:
                 return plain()
-            plan = plan_for(run, layout.at_base, text, partial(self.embed, text), q.device)
+            plan = plan_for(run, layout.at_base, text, embedding(self.embedder, text), q.device)
             return resdit_attention(q, k, v, plan, Phase.GLOBAL, attend)
 
         with self.way.replaced(self.module, self.embedder, watched):
@@ -226,7 +230,7 @@ class RotaryAdapter:
         if phase is Phase.LAYOUT:
             return self.layout_step(run, layout, call, latent, text, sigma)
 
-        embed = partial(self.embed, text)
+        embed = embedding(self.embedder, text)
 
         def method(
             q: Tensor, k: Tensor, v: Tensor, attend: Attend, mask: object, plain: Callable[[], Tensor]

@@ -21,17 +21,15 @@ from ..control.token_nets import to_tokens
 from ..errors import Unsupported
 from ..method.around_calls import from_grid
 from ..method.config import ResDiTConfig
-from ..method.frequencies import Law
 from ..method.in_attention import plan_for, resdit_attention
 from ..method.layout import Grid, Layout
 from ..method.layout_steps import BaseView, layout_prediction
 from ..method.phases import Phase
 from ..method.positions import whole_positions
-from ..method.rotary import RotaryTable, rotary_table
 from ..method.run import Run
 from ..monkeypatch import intercepted
 from .processors import calling, check_names
-from .rotary import image_ids
+from .rotary import embedding, image_ids
 
 NEEDED = ("apply_rotary_emb", "dispatch_attention_fn")
 CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples")
@@ -174,10 +172,7 @@ class RotaryProcessors:
         mask: KeyMask | OuterMask | None = None,
     ) -> Iterator[None]:
         """Run the method in every block of the one call made inside this context."""
-        rotary, whole = transformer.pos_embed, text + layout.grid.tokens
-
-        def embed(positions: Tensor, laws: tuple[Law, Law] | None) -> RotaryTable:
-            return rotary_table(image_ids(text, positions), tuple(rotary.axes_dim), rotary.theta, laws)
+        embed, whole = embedding(transformer.pos_embed, text), text + layout.grid.tokens
 
         def method(dispatch: Callable, q: Tensor, k: Tensor, v: Tensor, *args: object, **given: object) -> Tensor:
             if q.shape[1] != k.shape[1]:  # IP-Adapter's own attention

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..method.shift import shifted_sigmas
 from ..seams.training_diffusers import Places, Text
 from .trainer import Trainer
 
 
-def levels(steps: int, shift: float) -> list[float]:
-    """`steps` + 1 noise levels from 1 to 0, equally spaced and then shifted by mu = `shift`."""
-    a = math.exp(shift)
-    return [a * sigma / (1 + (a - 1) * sigma) for sigma in (1 - i / steps for i in range(steps + 1))]
-
-
-def sampled(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, sigmas: list[float]) -> Tensor:
+def sampled(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, sigmas: Sequence[float]) -> Tensor:
     """The latent by Euler's steps along `velocity(latent, sigma)` from noise (1, C, 2H, 2W)."""
     latent = noise
     for sigma, after in itertools.pairwise(sigmas):
@@ -65,7 +59,7 @@ def validation_latents(
     options = trainer.options
     shape = 1, channels, 2 * len(places.rows), 2 * len(places.cols)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(options.seed))
-    sigmas = levels(options.validation_steps, shift)
+    sigmas = shifted_sigmas(options.validation_steps, shift)
     trainer.network.eval()
     try:
         return [sampled(guided(trainer, places, prompt, empty), noise, sigmas) for prompt in prompts]

@@ -9,12 +9,12 @@ from ..families import Family, families
 from ..hosts.loras import Lora
 from ..method.cost import DECODE_VALUES, attention_cost
 from ..method.in_attention import pooled_phases
-from ..method.layout import Grid, Layout, layouts_in_turn, make_layout
+from ..method.layout import Layout, layouts_in_turn, make_layout
 from ..method.phases import Phase, steps_per_phase
 from .levels import shift_in
 from .options import DEFAULTS, WEBUI_SHIFT, Request
 from .positions import chosen_positions
-from .sizes import PIXELS_PER_TOKEN
+from .sizes import PIXELS_PER_TOKEN, grid_of
 
 MEASURED_SCALE = 4.05  # the lab went to 4x
 
@@ -152,8 +152,7 @@ def forecast(
     run, family = steps - skipped, family or families()[0]
     if not request.enabled:
         return Forecast(width, height, run, idle="switched off")
-    side = family.pixels_per_token
-    layout = make_layout(Grid(-(-height // side), -(-width // side)), request.config)
+    layout = make_layout(grid_of(width, height, family.pixels_per_token), request.config)
     chosen = chosen_positions(request.config, family, layout, loras)
     if layout.is_base and not chosen.config.acts_at_base:
         base = request.values["base_size"]

@@ -17,9 +17,9 @@ def snap(pixels: float, multiple: int = PIXELS_PER_TOKEN) -> int:
     return max(1, round(pixels / multiple)) * multiple
 
 
-def grid_of(width: int, height: int) -> Grid:
-    """The token grid of a picture's pixels; a side that is no multiple is padded by the model."""
-    return Grid(-(-height // PIXELS_PER_TOKEN), -(-width // PIXELS_PER_TOKEN))
+def grid_of(width: int, height: int, token: int = PIXELS_PER_TOKEN) -> Grid:
+    """The grid of tokens of `token` pixels a side of a picture; a side that is no multiple is padded by the model."""
+    return Grid(-(-height // token), -(-width // token))
 
 
 def output_size(

@@ -73,21 +73,16 @@ def control_data():
 
 def write_loras(folder, flux):
     """LoRA files of random weights for the micro FLUX and for the hosts' tiny SD3, as the training writes them."""
-    from diffusers import SD3Transformer2DModel
-
     from resdit_ext.training.lora import add_lora, learning, lora_weights, write_lora
+    from tests import pipelines
 
-    sd3 = SD3Transformer2DModel(
-        num_layers=2,
-        num_attention_heads=2,
+    sd3 = pipelines.sd3(
         attention_head_dim=64,
         joint_attention_dim=32,
         caption_projection_dim=128,
         pooled_projection_dim=16,
         pos_embed_max_size=24,
         sample_size=16,
-        qk_norm="rms_norm",
-        dual_attention_layers=(0,),
     )
     for family, transformer in zip(families(), (flux, sd3), strict=False):
         add_lora(transformer, family.training.layers, 3, seed=0)
