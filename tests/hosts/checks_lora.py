@@ -35,14 +35,18 @@ def merged(patched: object) -> Iterator[None]:
     """The LoRA in the model's weights, as the host puts it there before it samples."""
     if hasattr(patched, "refresh_loras"):
         patched.refresh_loras()
-        yield
-        patched.lora_patches.clear()
-        patched.refresh_loras()
+        try:
+            yield
+        finally:
+            patched.lora_patches.clear()
+            patched.refresh_loras()
     else:  # Forge Neo
         for key in patched.patches:
             patched.patch_weight_to_device(key, torch.device("cpu"))
-        yield
-        patched.unpatch_model()
+        try:
+            yield
+        finally:
+            patched.unpatch_model()
 
 
 @check
