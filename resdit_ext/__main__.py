@@ -55,7 +55,7 @@ def scales_of(args: argparse.Namespace) -> list[float]:
     except ValueError:
         raise ResDiTError(f"scales is {args.scales!r}; write numbers with commas between, such as 2,3,4") from None
     for scale in scales:
-        check_number("scales", scale, 1, 6)
+        check_number("scales", scale, 0.5, 6)
     if args.seeds is not None:
         check_number("seeds", args.seeds, 1, 10000, whole=True)
     return scales
@@ -84,7 +84,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from .lab.demo import parse_aspect
     from .lab.evaluate import OWN, ROWS, TRUTH, evaluate, method_and_eta, summary, table
     from .lab.heap import keep_heap
-    from .lab.methods import METHODS
+    from .lab.methods import METHODS, RANDOMIZED
     from .lab.model import load_micro
     from .lab.rivals import RIVALS
 
@@ -93,7 +93,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         return run_evaluate_control(args)
     chosen = args.methods.split(";") if args.methods else ROWS
     # The rivals are written for the micro FLUX.
-    known = (TRUTH, OWN, *METHODS, *(RIVALS if args.model == "flux" else ()))
+    known = (TRUTH, OWN, *METHODS, *RANDOMIZED, *(RIVALS if args.model == "flux" else ()))
     if unknown := [name for name in chosen if method_and_eta(name)[0] not in known]:
         raise ResDiTError(
             f"methods has {unknown[0]!r}; choose from {'; '.join(known)}; each may have ', Euler a' or ', LCM' after it"
@@ -110,13 +110,23 @@ def run_evaluate(args: argparse.Namespace) -> int:
 def run_train(args: argparse.Namespace) -> int:
     from .lab.heap import keep_heap
     from .lab.model import weights_of
+    from .lab.randomized import RPE2D
     from .lab.train import TRAINABLE, TrainConfig, train
 
     keep_heap()
     steps = TRAINABLE[args.model].training_steps if args.steps is None else args.steps
     check_number("steps", steps, 1, 1_000_000, whole=True)
     out = args.out or Path("out") / weights_of(args.model).name
-    config = TrainConfig(steps, args.model, batch=args.batch, seed=args.seed, start=args.start, textures=args.textures)
+    randomized = RPE2D(args.range, args.native_share, not args.no_crops, not args.no_crop_conditioning)
+    config = TrainConfig(
+        steps,
+        args.model,
+        batch=args.batch,
+        seed=args.seed,
+        start=args.start,
+        textures=args.textures,
+        positions=randomized if args.positions == "rpe-2d" else None,
+    )
     loss = train(out, config)
     print(f"loss of the last 100 steps: {loss:.4f}; weights: {out}")
     return 0
@@ -191,6 +201,11 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--start", type=Path, help="weights to go on from (default: from scratch)")
+    train.add_argument("--positions", choices=("native", "rpe-2d"), default="native", help="(default native)")
+    train.add_argument("--range", type=int, default=64, help="RPE-2D's maximal range, in tokens")
+    train.add_argument("--native-share", type=float, default=0.5, help="RPE-2D: of the steps, 0 to 1 (default .5)")
+    train.add_argument("--no-crops", action="store_true", help="RPE-2D without resize-and-crop")
+    train.add_argument("--no-crop-conditioning", action="store_true", help="RPE-2D without telling the model the crop")
     train.set_defaults(run=run_train)
 
     models = commands.add_parser("models", help="say which models work in which WebUI")

@@ -13,10 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ..method.layout import Grid, make_layout
+from ..method.shift import shift_by_size
 from .benchmarks.counters import by_kind, flop_counter
-from .methods import METHODS, grid_for
+from .methods import METHODS, RANDOMIZED, SHIFT, grid_for
 from .metrics import measure
-from .model import MicroModel
+from .model import BASE_TOKENS, MicroModel
 from .photographs import TEXTURES, measure_photographs
 from .rivals import RIVALS
 from .sampling import SAMPLERS, sample
@@ -26,6 +27,7 @@ FIRST_SEED = 100_000  # development used seeds below it
 DIGITS = {"control_error": 3, "cpu": 1}
 TRUTH = "true render"
 OWN = "1x"  # the model's own pictures, at its training size: the ceiling
+CONFIGS = METHODS | RANDOMIZED
 #: The rows of the table where none are chosen.
 ROWS = (TRUTH, *(f"{OWN}, {sampler}" for sampler in SAMPLERS), *METHODS)
 ROWS += tuple(f"{name}, {sampler}" for name in ("Scaled positions", "Balanced") for sampler in ("Euler a", "LCM"))
@@ -50,7 +52,8 @@ def picture_of(
     method, eta = method_and_eta(name)
     if method in RIVALS:
         return RIVALS[method](model, [prompt], grid, [seed], eta=eta)[0]
-    return sample(model, [prompt], grid, [seed], METHODS.get(method), eta=eta)[0]
+    shift = shift_by_size(grid.tokens, BASE_TOKENS) if method.endswith(SHIFT) else 0.0
+    return sample(model, [prompt], grid, [seed], CONFIGS.get(method), eta=eta, shift=shift)[0]
 
 
 def method_and_eta(name: str) -> tuple[str, float]:
@@ -118,7 +121,7 @@ def evaluate(
     def row(name: str, aspect: tuple[int, int], scale: float, seed: int) -> dict[str, float]:
         prompt, of, (method, _) = prompt_of(seed), grid_for(aspect, scale), method_and_eta(name)
         grid = grid_for(aspect, 1) if method == OWN else of
-        layout = make_layout(grid, METHODS.get(method) or METHODS["Balanced"])
+        layout = make_layout(grid, CONFIGS.get(method) or METHODS["Balanced"])
         before = time.process_time()
         picture = picture_of(model, name, grid, prompt, seed, TEXTURES[textures])
         cpu = time.process_time() - before

@@ -1,4 +1,4 @@
-"""What the lab compares: the paper's ablation, and the named settings."""
+"""What the lab compares: the paper's ablation, the named settings, and RPE-2D."""
 
 from __future__ import annotations
 
@@ -26,6 +26,19 @@ METHODS: dict[str, ResDiTConfig | None] = {
     "Balanced": replace(BALANCED, base_tokens=BASE_TOKENS),
     "Balanced, exact": replace(BALANCED, speed="exact", base_tokens=BASE_TOKENS),
 }
+
+RANGE = 64  # of RPE-2D in the lab: four times the base grid's side
+_EQUIDISTANT = dict(positions="rpe-2d", maximal_range=RANGE)
+SHIFT = " + shift"  # ends the name of a row with the timestep shift of its size
+
+#: Rows for weights that were trained with RPE-2D.
+RANDOMIZED: dict[str, ResDiTConfig] = {
+    "RPE-2D": replace(METHODS["PES only"], **_EQUIDISTANT),
+    "RPE-2D + log scale": replace(METHODS["PES only"], attention_scale="log", **_EQUIDISTANT),
+    "Balanced with RPE-2D": replace(METHODS["Balanced"], **_EQUIDISTANT),
+    "Scaled positions with RPE-2D": replace(METHODS["Scaled positions"], **_EQUIDISTANT),
+}
+RANDOMIZED |= {f"RPE-2D + log scale{SHIFT}": RANDOMIZED["RPE-2D + log scale"]}
 
 
 def grid_for(aspect: tuple[int, int], scale: float) -> Grid:

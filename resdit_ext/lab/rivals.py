@@ -69,7 +69,7 @@ def one_pass(
     change: Callable[[MicroModel], Velocity] = unchanged,
 ) -> np.ndarray:
     """From noise in one go, with the method in the model or along its changed velocity."""
-    with method(model, config, steps):
+    with method(model, config, sigmas_of(steps)):
         velocity = model if grid.tokens <= BASE_TOKENS else change(model)
         return euler(velocity, prompts, grid, seeds, steps, eta=eta)
 
@@ -94,7 +94,7 @@ def hires_pass(
     clean, _ = base_picture(model, words, grid, seeds, levels, eta)
     rest = lower(levels, strength)
     x = (1 - rest[0]) * clean + rest[0] * noises(grid, seeds)
-    with method(model, config, steps):
+    with method(model, config, sigmas_of(steps)):
         x, _ = flow(change(model), x, words, grid.height, rest, seeds, eta)
     return pictures_of(x, grid.height)
 

@@ -14,6 +14,7 @@ import torch
 from ..hosts.diffusers import apply_resdit, remove_resdit
 from ..method.config import ResDiTConfig
 from ..method.layout import Grid
+from ..method.shift import shifted
 from .model import LATENT_CHANNELS, MicroModel, tokenize, tokens_to_pictures
 
 STEPS = 35
@@ -22,18 +23,18 @@ Velocity = Callable[..., torch.Tensor]  # (tokens (B, H*W, C), sigma (B,), words
 Guide = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]  # (x, v, sigma) -> v
 
 
-def sigmas_of(steps: int = STEPS) -> list[float]:
-    """`steps` + 1 equally spaced noise levels from 1 to 0."""
-    return [1 - i / steps for i in range(steps + 1)]
+def sigmas_of(steps: int = STEPS, shift: float = 0.0) -> list[float]:
+    """`steps` + 1 noise levels from 1 to 0, equally spaced before the timestep shift (mu)."""
+    return [shifted(1 - i / steps, shift) if shift else 1 - i / steps for i in range(steps + 1)]
 
 
 @contextmanager
-def method(model: MicroModel, config: ResDiTConfig | None, steps: int):
+def method(model: MicroModel, config: ResDiTConfig | None, levels: Sequence[float]):
     """Apply ResDiT to the model for the block; None leaves it plain."""
     if config is None:
         yield
         return
-    apply_resdit(model.transformer, config, sigmas_of(steps))
+    apply_resdit(model.transformer, config, levels)
     try:
         yield
     finally:
@@ -108,9 +109,10 @@ def euler(
     steps: int = STEPS,
     tick: Callable[[], object] = lambda: None,
     eta: float = 0.0,
+    shift: float = 0.0,
 ) -> np.ndarray:
     """(B, 4H, 4W, 3) float32 pictures in [0, 1] by steps along `velocity(tokens, sigma, words, height)`."""
-    words, levels = tokenize(list(prompts)), sigmas_of(steps)
+    words, levels = tokenize(list(prompts)), sigmas_of(steps, shift)
     x, _ = flow(velocity, noises(grid, seeds), words, grid.height, levels, seeds, eta, tick=tick)
     return pictures_of(x, grid.height)
 
@@ -125,7 +127,8 @@ def sample(
     steps: int = STEPS,
     tick: Callable[[], object] = lambda: None,
     eta: float = 0.0,
+    shift: float = 0.0,
 ) -> np.ndarray:
     """(B, 4H, 4W, 3) float32 pictures in [0, 1], one for every prompt and seed; `tick` is called after each step."""
-    with method(model, config, steps):
-        return euler(model, prompts, grid, seeds, steps, tick, eta)
+    with method(model, config, sigmas_of(steps, shift)):
+        return euler(model, prompts, grid, seeds, steps, tick, eta, shift)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import trange
 
+from ..errors import ResDiTError
 from ..method.layout import Grid
 from .control import CONTROLS, hint_of
 from .model import MODELS, PIXELS_PER_TOKEN, load_weights, pictures_to_tokens, save_weights, tokenize
 from .photographs import TEXTURES
-from .scenes import LONG_FRAME_ROOM, ROOM, WIDE_ROOM, is_long, random_scene, render
+from .randomized import RPE2D, AnyPositions, Crop, draw, render_crop
+from .scenes import LONG_FRAME_ROOM, ROOM, WIDE_ROOM, is_long, random_scene
 
 TRAINABLE = MODELS | CONTROLS
 
@@ -42,23 +44,40 @@ class TrainConfig:
     save_every: int = 250
     start: Path | None = None  # weights to go on from: a fine-tune
     textures: str = "drawn"
+    positions: RPE2D | None = None  # the model's own by default
+
+    def __post_init__(self) -> None:
+        if self.positions and self.model in CONTROLS:
+            raise ResDiTError(f"model is {self.model!r}; RPE-2D is for {' and '.join(MODELS)}, not for control nets")
+
+    def network(self) -> nn.Module:
+        """The model as it is trained, with fresh weights; what has the weights of its file is its `net`, if any."""
+        model = TRAINABLE[self.model]()
+        return AnyPositions(model) if self.positions else model
 
 
 def make_batch(config: TrainConfig, step: int) -> tuple:
-    """(tokens, noise, sigma, words, height) of one step, and a control net's hint; of the seed and the step alone."""
+    """(tokens, noise, sigma, words, height) of one step, and a control net's hint or what RPE-2D draws.
+
+    Of the seed and the step alone; all but RPE-2D's draws is the same with it and without.
+    """
     rng = np.random.default_rng((config.seed, step))
     height, width = SQUARE if rng.random() < SQUARE_SHARE else BUCKETS[rng.integers(len(BUCKETS))]
     controlled = config.model in CONTROLS
     room = WIDE_ROOM if controlled else LONG_FRAME_ROOM if is_long(height, width) else ROOM
     scenes = [random_scene(rng, room=room) for _ in range(config.batch)]
     size, patterns = (PIXELS_PER_TOKEN * height, PIXELS_PER_TOKEN * width), TEXTURES[config.textures]
-    pictures = np.stack([render(scene, *size, patterns) for scene in scenes])
+    crops, more = [Crop()] * config.batch, ()
+    if controlled:
+        more = (torch.cat([hint_of(scene, Grid(height, width)) for scene in scenes]),)
+    elif config.positions:
+        crops, *more = draw(config.positions, Grid(height, width), config.batch, size, (config.seed, step, 1))
+    pictures = np.stack([render_crop(scene, *size, patterns, crop) for scene, crop in zip(scenes, crops, strict=True)])
     tokens = pictures_to_tokens(torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1)
     prompts = ["" if rng.random() < config.text_dropout else scene.prompt for scene in scenes]
     noise = torch.from_numpy(rng.standard_normal(tokens.shape, dtype=np.float32))
     sigma = torch.sigmoid(torch.from_numpy(0.4 + 1.2 * rng.standard_normal(config.batch, dtype=np.float32)))
-    hint = (torch.cat([hint_of(scene, Grid(height, width)) for scene in scenes]),) if controlled else ()
-    return tokens, noise, sigma, tokenize(prompts), height, *hint
+    return tokens, noise, sigma, tokenize(prompts), height, *more
 
 
 def make_optimizers(model: nn.Module, rate: float, fine_tune: bool = False) -> list[torch.optim.Optimizer]:
@@ -119,9 +138,12 @@ def load_state(path: Path, model: nn.Module, average: dict, optimizers: list) ->
 
 
 def train(out: Path, config: TrainConfig) -> float:
-    """Train, resuming from `out`'s .state file if there is one; returns the mean loss of the last 100 steps."""
+    """Train, resuming from `out`'s .state file if there is one; returns the mean loss of the last 100 steps.
+
+    A line for every step (its number, at which positions, its loss) goes to `out`'s .losses.csv.
+    """
     torch.manual_seed(config.seed)
-    model = TRAINABLE[config.model]()
+    model = config.network()
     fine_tune = config.start is not None
     if fine_tune:
         load_weights(getattr(model, "net", model), config.start)
@@ -132,13 +154,15 @@ def train(out: Path, config: TrainConfig) -> float:
     out.parent.mkdir(parents=True, exist_ok=True)
     start = load_state(state, model, average, optimizers) if state.is_file() else 0
     losses: list[float] = []
+    lines: list[str] = []  # of the file of losses, since the last save
     for step in (bar := trange(start, config.steps, initial=start, total=config.steps, desc="train")):
         warm_up = min(1.0, (step + 1) / 50)
         decay = min(1.0, (config.steps - step) / (config.steps * (1 - config.decay_from)))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * warm_up * decay
-        loss = flow_loss(model, *make_batch(config, step))
+        batch = make_batch(config, step)
+        loss = flow_loss(model, *batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -151,9 +175,13 @@ def train(out: Path, config: TrainConfig) -> float:
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(f"the loss is {losses[-1]} at step {step}: lower the rate ({rate})")
         bar.set_postfix(loss=f"{np.mean(losses):.4f}")
+        lines.append(f"{step},{'random' if config.positions and batch[-1] else 'native'},{losses[-1]:.5f}\n")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             save_state(state, step + 1, model, average, optimizers)
-            trained = TRAINABLE[config.model]()
+            with out.with_suffix(".losses.csv").open("a", encoding="utf8") as file:
+                file.writelines(lines)
+            lines = []
+            trained = config.network()
             trained.load_state_dict(average)
             save_weights(getattr(trained, "net", trained), out)  # a control net's file is one as others save them
     return float(np.mean(losses))
