@@ -1,4 +1,4 @@
-"""The report: all rows as the README's table of what the method costs, with what the figures depend on."""
+"""The report: all rows as the table of what the method costs, with what the figures depend on."""
 
 from __future__ import annotations
 
