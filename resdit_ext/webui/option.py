@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from ..errors import ResDiTError, quoted
 from ..method.config import check_choice
 
+# Where an option is on the page: at its top, under "Advanced", or under the method's own numbers, for experiments.
+MAIN, ADVANCED, METHOD = "main", "advanced", "method"
+
 
 @dataclass(frozen=True)
 class Option:
@@ -22,7 +25,7 @@ class Option:
         choices: of a "choice" or "scale".
         low, high: the range of a number.
         step: of a number's slider; the API takes what is between.
-        advanced: whether it is among the advanced options on the page.
+        place: on the page.
         key: its name in a picture's parameters.
         parameter: whether it is a parameter of the method.
         older: (version, what stood for a value that is not mentioned in versions before it), the first version first.
@@ -37,7 +40,7 @@ class Option:
     low: float = 0
     high: float = 1
     step: float = 1
-    advanced: bool = True
+    place: str = ADVANCED
     key: str = ""
     parameter: bool = False
     older: tuple[tuple[str, object], ...] = ()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from ..errors import ResDiTError, quoted
 from ..method.config import BALANCED, PRESETS, ResDiTConfig, check_choice
 from ..method.shift import HIGHEST_SHIFT, LOWEST_SHIFT
-from .option import Option
+from .option import MAIN, METHOD, Option
 from .sizes import (
     CUSTOM_SIZE,
     FREE_RATIO,
@@ -47,11 +47,11 @@ def _parameter(name: str, key: str, label: str, info: str, **rest: object) -> Op
 def _side(name: str, key: str, label: str) -> Option:
     """A side of the picture in pixels."""
     sides = dict(low=MIN_SIDE, high=MAX_SIDE, step=PIXELS_PER_TOKEN)
-    return Option(name, label, "number", 3072, "Pixels, a multiple of 16", **sides, advanced=False, key=key)
+    return Option(name, label, "number", 3072, "Pixels, a multiple of 16", **sides, place=MAIN, key=key)
 
 
 OPTIONS = (
-    Option("enabled", "ResDiT High-Res", "bool", False, advanced=False, key="ResDiT"),
+    Option("enabled", "ResDiT High-Res", "bool", False, place=MAIN, key="ResDiT"),
     Option(
         "size",
         "Output size",
@@ -59,7 +59,7 @@ OPTIONS = (
         "3K",
         "Long side: 2048, 3072, 4096 or custom pixels; WebUI keeps the page's own size",
         choices=(WEBUI_SIZE, *LONG_SIDES, CUSTOM_SIZE),
-        advanced=False,
+        place=MAIN,
         key="ResDiT output size",
     ),
     Option(
@@ -69,10 +69,10 @@ OPTIONS = (
         "1:1",
         "Free: your own width and height; WebUI: the ratio of the page's own size",
         choices=(*RATIOS, FREE_RATIO, WEBUI_RATIO),
-        advanced=False,
+        place=MAIN,
         key="ResDiT aspect ratio",
     ),
-    Option("portrait", "Portrait", "bool", False, "Taller than wide", advanced=False, key="ResDiT portrait"),
+    Option("portrait", "Portrait", "bool", False, "Taller than wide", place=MAIN, key="ResDiT portrait"),
     _side("width", "ResDiT custom width", "Custom width"),
     _side("height", "ResDiT custom height", "Custom height"),
     _parameter(
@@ -81,6 +81,7 @@ OPTIONS = (
         "Global until",
         "With layout scaled: the layout phase ends at this fraction of the steps",
         step=0.005,
+        place=METHOD,
     ),
     _parameter(
         "fused_until",
@@ -88,6 +89,7 @@ OPTIONS = (
         "Fused until",
         "Fusion ends at this fraction of the steps; 1 keeps the layout at 3K-4K",
         step=0.005,
+        place=METHOD,
     ),
     _parameter(
         "cutoff",
@@ -96,6 +98,7 @@ OPTIONS = (
         "Fusion takes frequencies up to this share from the whole picture, the rest from the patches",
         step=0.01,
         older=(("0.2.2", 0.2),),
+        place=METHOD,
     ),
     _parameter(
         "cutoff_unit",
@@ -103,12 +106,14 @@ OPTIONS = (
         "Cut-off unit",
         "A cut-off of 1 is the finest the base size shows (base), half a cycle per token (nyquist) or one (sampling)",
         older=(("0.2.2", "nyquist"),),
+        place=METHOD,
     ),
     _parameter(
         "attention_scale",
         "ResDiT attention scale",
         "Attention scale",
         "Sharpens attention over the whole picture as it grows; a number is a fixed factor",
+        place=METHOD,
     ),
     Option(
         "base_size",
@@ -126,6 +131,7 @@ OPTIONS = (
         "ResDiT base shape",
         "Base shape",
         "Aspect: patches of the output's shape; square: as in the paper",
+        place=METHOD,
     ),
     _parameter(
         "splice_sigma",
@@ -134,6 +140,7 @@ OPTIONS = (
         "Width of the blend between patches, as a share of a patch's side",
         step=0.01,
         older=(("0.2.1", 0.25),),
+        place=METHOD,
     ),
     _parameter(
         "chunk_mb",
@@ -146,7 +153,6 @@ OPTIONS = (
         "ResDiT speed",
         "Speed",
         "From 2x on: coarser attention over the whole picture in fused steps (fast) or in all steps (fastest)",
-        advanced=False,
         older=(("0.2.1", "exact"),),
     ),
     _side("long_side", "ResDiT custom long side", "Custom long side"),
@@ -165,6 +171,7 @@ OPTIONS = (
         "Layout",
         "What is where is decided at the base size (base, fast), or in the whole picture (scaled, as in the paper)",
         older=(("0.2.1", "scaled"),),
+        place=METHOD,
     ),
     _parameter(
         "layout_until",
@@ -179,6 +186,7 @@ OPTIONS = (
         "Borders",
         "Moving: patches meet elsewhere in every other step, so that no border shows",
         older=(("0.2.1", "fixed"),),
+        place=METHOD,
     ),
     _parameter(
         "positions",
@@ -191,6 +199,7 @@ OPTIONS = (
         "ResDiT maximal range",
         "Maximal range",
         "With positions rpe-2d: how many positions a side the model was trained with",
+        place=METHOD,
     ),
     Option(
         "shift",

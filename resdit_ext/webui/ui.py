@@ -12,7 +12,7 @@ from ..errors import ResDiTError
 from ..hosts import fixed_size, loaded_model
 from . import readout, settings
 from .forecast import Forecast
-from .option import Option
+from .option import ADVANCED, METHOD, Option
 from .options import BY_NAME, DEFAULTS, OPTIONS, parse_request
 from .passes import forecast_of, set_size
 from .preset_row import QUIET, PresetRow
@@ -34,6 +34,7 @@ HOST_DEFAULTS = {
     "init_images": (),
     "prompt": "",
 }
+OWN_NUMBERS = "The method's own numbers, for experiments"
 POSITIVE = ("width", "height", "steps")  # an emptied field is None or 0
 WHOLE = ("width", "height", "steps", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y")
 
@@ -125,14 +126,15 @@ class Accordion:
                 add("long_side")
             with gr.Row(elem_classes="resdit-row", visible=free) as free_row:
                 add("width", "height")
-            add("speed")
             start = readout.html(forecast_of_page(self.given, tuple(defaults.values())))
             with gr.Column(elem_id=f"{self.prefix}_status"):  # gradio 3 would give the text's id to two elements
                 self.status = gr.HTML(start)
             if note:
                 gr.HTML(f"<p>{html.escape(note)}</p>")
             with gr.Accordion("Advanced", open=False, elem_id=f"{self.prefix}_advanced"):
-                add(*(option.name for option in OPTIONS if option.advanced))
+                add(*(option.name for option in OPTIONS if option.place == ADVANCED))
+                with gr.Accordion(OWN_NUMBERS, open=False, elem_id=f"{self.prefix}_method"):
+                    add(*(option.name for option in OPTIONS if option.place == METHOD))
                 self.presets.build_own(tool_button)
         self.by_name = {option.name: by_name[option.name] for option in OPTIONS}
         self.components, self.rows = list(self.by_name.values()), [ratio_row, long_row, free_row]

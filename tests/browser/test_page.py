@@ -14,6 +14,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 from resdit_ext.lab.model import load_micro  # noqa: E402
 from resdit_ext.lab.page import launch  # noqa: E402
+from resdit_ext.webui.ui import OWN_NUMBERS  # noqa: E402
 from tests.hosts import webui  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -110,6 +111,15 @@ def status(page):
     return html(page, "status")
 
 
+def open_advanced(page):
+    page.locator(f"{PREFIX}_advanced").get_by_text("Advanced", exact=True).click()
+
+
+def open_numbers(page):
+    open_advanced(page)
+    page.locator(f"{PREFIX}_method").get_by_text(OWN_NUMBERS, exact=True).click()
+
+
 def generate(page):
     """(message, parameters) once Generate is through."""
     page.locator("#parameters textarea").fill("")
@@ -173,7 +183,7 @@ def test_the_size_goes_to_the_webui_and_back(page):
 
 
 def test_presets_of_both_kinds(page):
-    page.locator(f"{PREFIX}_advanced").get_by_text("Advanced", exact=True).click()
+    open_numbers(page)
     select(page, "preset", "Paper")
     expect(number(page, "fused_until")).to_have_value("0.57")
     fill(page, "cutoff", 0.3)
@@ -195,7 +205,7 @@ def test_a_picture_is_made_in_a_webui(page, site):
     for name, value in (("width", 256), ("height", 256), ("steps", 4)):
         fill(page, f"#txt2img_{name}", value)
     radio(page, "size", "WebUI")
-    page.locator(f"{PREFIX}_advanced").get_by_text("Advanced", exact=True).click()
+    open_advanced(page)
     fill(page, "base_size", 128)
     expect(status(page)).to_contain_text("256x256, 0.1 MP, 2.00x")
     page.locator("#txt2img_generate").click()
@@ -212,6 +222,7 @@ def test_a_picture_is_made_and_its_parameters_paste_back(own, page):
     page.locator(f"{PREFIX}-checkbox input").check()
     radio(page, "size", "2K")
     select(page, "ratio", "3:2")
+    open_advanced(page)
     radio(page, "speed", "fastest")
     message, written = generate(page)
     assert message.startswith("active: 2048x1360") and "ResDiT speed: fastest" in written
@@ -232,7 +243,7 @@ def test_a_picture_is_made_and_its_parameters_paste_back(own, page):
 
 
 def test_a_bad_value_is_said_and_the_picture_is_made(own, page):
-    page.locator(f"{PREFIX}_advanced").get_by_text("Advanced", exact=True).click()
+    open_numbers(page)
     fill(page, "#txt2img_steps", 2)
     page.locator(f"{PREFIX}-checkbox input").check()
     scale = page.locator(f"{PREFIX}_attention_scale input")
