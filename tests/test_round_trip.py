@@ -32,6 +32,7 @@ OTHER = {
     "positions": "yarn",
     "maximal_range": 192,
     "shift": "1.9",
+    "compare": True,
 }
 NEEDED = {"width": {"ratio": "Free"}, "height": {"ratio": "Free"}, "long_side": {"size": "Custom"}}
 CHOICES = [(o.name, choice) for o in OPTIONS for choice in o.choices if choice != o.default]

@@ -13,6 +13,7 @@ from ..method.layout import Grid, make_layout
 from ..method.phases import Phase
 from ..method.run import UNSUITABLE, Run
 from . import infotext, levels, settings, xyz
+from .comparison import add_base_picture
 from .forecast import listed
 from .generation import ATTRIBUTE, Generation, guarded, refuse, shown_steps
 from .messages import answer, forget, log_to_console, tell, teller
@@ -184,13 +185,13 @@ def after_batch(p: object, *_: object, **__: object) -> None:
 
 
 def postprocess(p: object, processed: object) -> None:
-    """Clean up, and put the messages into the API's answer."""
+    """Clean up, add the picture to compare with, and put the messages into the API's answer."""
     clean_up(p)
-    answer(p, processed)
     generation = getattr(p, ATTRIBUTE, None)
-    if generation is None:
-        return
-    generation.release()
-    if generation.acted:
-        calls = generation.calls
-        logger.info("done: %s", listed({phase.value: calls[phase.value] for phase in Phase}))
+    if generation is not None:
+        generation.release()
+        if generation.acted:
+            calls = generation.calls
+            logger.info("done: %s", listed({phase.value: calls[phase.value] for phase in Phase}))
+        add_base_picture(p, processed, generation)
+    answer(p, processed)

@@ -212,6 +212,15 @@ OPTIONS = (
         high=HIGHEST_SHIFT,
         key="ResDiT timestep shift",
     ),
+    Option(
+        "compare",
+        "Compare",
+        "bool",
+        False,
+        "txt2img: also makes the same seed's picture at the base size, without ResDiT; it is shown, not saved",
+        place=MAIN,
+        key="ResDiT compare",
+    ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 DEFAULTS = {option.name: option.default for option in OPTIONS}

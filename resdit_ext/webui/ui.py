@@ -126,6 +126,7 @@ class Accordion:
                 add("long_side")
             with gr.Row(elem_classes="resdit-row", visible=free) as free_row:
                 add("width", "height")
+            add("compare")
             start = readout.html(forecast_of_page(self.given, tuple(defaults.values())))
             with gr.Column(elem_id=f"{self.prefix}_status"):  # gradio 3 would give the text's id to two elements
                 self.status = gr.HTML(start)

@@ -16,7 +16,8 @@ from .sizes import CUSTOM_SIZE, FREE_RATIO
 
 logger = logging.getLogger("ResDiT")
 ATTRIBUTE = "_resdit_xyz"
-WITHOUT_AXIS = ("enabled", "chunk_mb")  # any axis switches ResDiT on; the chunk memory never changes the picture
+# Any axis switches ResDiT on; the others never change the picture.
+WITHOUT_AXIS = ("enabled", "chunk_mb", "compare")
 PRESET = Option("preset", "Preset", "choice", "Balanced", choices=tuple(PRESETS))
 RANGE = re.compile(r"\d\s*-")  # 0.1-0.5, 0.1-0.5 (+0.1) and 0.1-0.5 [5], which the host expands
 
