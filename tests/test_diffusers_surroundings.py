@@ -363,36 +363,6 @@ class TestMasks:
         assert "not active: an attention mask" in caplog.text and "only one over the text" in caplog.text
 
 
-def parallel(context=True):
-    """diffusers' note on a model whose tokens, or heads, are divided among devices."""
-    here, other = ("context_parallel_config", "tensor_parallel_config")[:: 1 if context else -1]
-    return SimpleNamespace(**{here: SimpleNamespace(), other: None})
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-class TestParallelism:
-    def test_context_parallelism_first_is_refused(self, family):
-        pipe = pipeline(family)
-        pipe.transformer._parallel_config = parallel()
-        with pytest.raises(Unsupported, match="context parallelism"):
-            apply_resdit(pipe, CONFIG)
-
-    def test_context_parallelism_after_is_refused_before_anything_is_computed(self, family):
-        pipe = pipeline(family)
-        apply_resdit(pipe, CONFIG)
-        pipe.transformer._parallel_config = parallel()
-        began = []
-        pipe.transformer.register_forward_pre_hook(lambda *_: began.append(1))
-        with pytest.raises(Unsupported, match="context parallelism"):
-            picture(pipe)
-        assert not began
-
-    def test_tensor_parallelism_is_not(self, family):
-        pipe = pipeline(family)
-        pipe.transformer._parallel_config = parallel(context=False)
-        apply_resdit(pipe, CONFIG)
-
-
 def test_attention_that_is_given_a_part_of_the_tokens_raises():
     """Silently, unrotated queries and keys would be attended with."""
     model = flux()

@@ -85,6 +85,8 @@ class Family:
         longest_text: tokens of text.
         live_vectors: live activations at a block's peak with the method, in hidden vectors per token.
         diffusers: by the name of a class of diffusers, what makes `around(call, ...)` for a model and a run.
+        shares: by the name of such a class that diffusers has no plan for context parallelism for, what makes a model
+            of it ready and returns the plan.
         control: its control nets, if there are any.
         training: how a LoRA for it is trained in diffusers; None where it cannot be.
         support: by the name of a WebUI that loads the family, or "diffusers".
@@ -102,6 +104,7 @@ class Family:
     longest_text: int
     live_vectors: int
     diffusers: Mapping[str, Callable[[nn.Module, Run], Callable]] = field(default_factory=dict)
+    shares: Mapping[str, Callable[[nn.Module], Mapping[str, object]]] = field(default_factory=dict)
     control: ControlFormat | None = None
     training: Training | None = None
     support: Mapping[str, Support] = field(default_factory=dict)

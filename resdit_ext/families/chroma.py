@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ..seams.rotary import KernelAfterRotation, RotaryBlocks, RotatingAttention
@@ -21,6 +22,13 @@ def refusal(model: object) -> str | None:
     return None
 
 
+def shared(_: object) -> Mapping[str, object]:
+    """diffusers' plan for sharing the tokens of FLUX.1, which it does not give to Chroma."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel._cp_plan
+
+
 FILE = "backend/nn/chroma.py"
 FORGE = Support("Chroma1", {FILE: ("attention_function",)})
 FAMILY = Family(
@@ -37,6 +45,7 @@ FAMILY = Family(
             enlarges=True,
         ).around_calls
     },
+    shares={"ChromaTransformer2DModel": shared},
     support={
         "Forge": FORGE,
         "Forge Neo": Support("Chroma1", {FILE: ("DoubleStreamBlock", "SingleStreamBlock")}),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..control.latent_nets import LatentNets
 from ..seams.nets_diffusers import around_latent_net
@@ -60,12 +61,20 @@ def webui_names(weights: Weights) -> dict[str, Tensor]:
     return made
 
 
+def shared(model: nn.Module) -> Mapping[str, object]:
+    """Have a model share its tokens among ranks: the plan, and processors that exchange them."""
+    from ..seams.joint_processor import share
+
+    return share(model)
+
+
 FAMILY = Family(
     name=NAME,
     key="sd3",
     rank=1,
     webui=TableBlocks(),
     diffusers={"SD3Transformer2DModel": around_calls, "SD3ControlNetModel": around_latent_net},
+    shares={"SD3Transformer2DModel": shared},
     control=LatentNets(
         NAME,
         "SD3ControlNetModel",

@@ -12,11 +12,16 @@ from ..errors import Unsupported
 from ..monkeypatch import rebound
 
 
+def names_used(processor: object) -> tuple[str, ...]:
+    """The names that a processor's `__call__` uses; none where it is no Python function."""
+    function = type(processor).__call__
+    return function.__code__.co_names if isinstance(function, FunctionType) else ()
+
+
 def check_names(processors: Iterable[object], needed: Iterable[str]) -> None:
     """Raise Unsupported naming a processor whose `__call__` does not use all these names."""
     for processor in processors:
-        function = type(processor).__call__
-        used = function.__code__.co_names if isinstance(function, FunctionType) else ()
+        used = names_used(processor)
         if missing := [name for name in needed if name not in used]:
             raise Unsupported(
                 f"its attention processor {type(processor).__name__} does not call {', '.join(missing)}: "

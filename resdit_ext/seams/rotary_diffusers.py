@@ -29,7 +29,9 @@ from ..method.positions import whole_positions
 from ..method.run import Run
 from ..monkeypatch import intercepted
 from .processors import calling, check_names
+from .ranks import check_call
 from .rotary import embedding, image_ids
+from .ulysses_diffusers import Ranks, between_exchanges, check_exchange, ranks_of
 
 NEEDED = ("apply_rotary_emb", "dispatch_attention_fn")
 CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples")
@@ -94,6 +96,13 @@ class KeyMask:
         """From the mask over all keys; raises Unsupported where it is none over the text."""
         return cls(text_mask(mask, text, tokens))
 
+    @staticmethod
+    def in_order(mask: Tensor, order: Tensor) -> Tensor:
+        """The mask over all keys with these in another order; raises Unsupported where it differs between heads."""
+        if mask.ndim == 4 and mask.shape[1] > 1:
+            raise Unsupported(f"an attention mask for each of {mask.shape[1]} heads, which the processes share")
+        return (mask[:, None, None] if mask.ndim == 2 else mask)[..., order]
+
     def attend(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`attend(q, k, v, attn_mask=...)` of q, k, v (B, L, heads, D) with the mask for as many keys."""
         kept = self.text.new_ones if self.text.dtype == torch.bool else self.text.new_zeros
@@ -122,6 +131,11 @@ class OuterMask:
         if not bool((mask[:, text:] == 1).all()):
             raise Unsupported("an attention mask that takes image tokens out is not supported, only one over the text")
         return cls(mask[:, :text])
+
+    @staticmethod
+    def in_order(mask: Tensor, order: Tensor) -> Tensor:
+        """The tokens' entries in another order."""
+        return mask[:, order]
 
     def attend(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`attend(q, k, v, attn_mask=...)` of q, k, v (B, L, heads, D), the text's queries and the image's."""
@@ -170,30 +184,41 @@ class RotaryProcessors:
         text: int,
         phase: Phase,
         mask: KeyMask | OuterMask | None = None,
+        ranks: Ranks | None = None,
     ) -> Iterator[None]:
         """Run the method in every block of the one call made inside this context."""
         embed, whole = embedding(transformer.pos_embed, text), text + layout.grid.tokens
 
+        def order_on(device: torch.device) -> Tensor:
+            key = "order", text, layout.grid.tokens, ranks.count, str(device)
+            return run.cached(key, lambda: ranks.order(text, layout.grid.tokens, device))
+
         def method(dispatch: Callable, q: Tensor, k: Tensor, v: Tensor, *args: object, **given: object) -> Tensor:
             if q.shape[1] != k.shape[1]:  # IP-Adapter's own attention
                 return dispatch(q, k, v, *args, **given)
-            if q.shape[1] != whole:
-                raise Unsupported(
-                    f"attention is given {q.shape[1]} tokens of {whole}: an engine that divides the tokens among "
-                    "devices is at work, beside which ResDiT cannot run; switch one of the two off"
-                )
+            alone = {} if ranks is None else {"parallel_config": None}
 
             def dispatched(q: Tensor, k: Tensor, v: Tensor, **mask: Tensor) -> Tensor:
-                return dispatch(q, k, v, *args, **given | mask)
+                return dispatch(q, k, v, *args, **given | alone | mask)
 
             def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 q, k, v = (x.transpose(1, 2) for x in (q, k, v))
                 out = dispatched(q, k, v) if mask is None else mask.attend(dispatched, q, k, v)
                 return out.flatten(2, 3)
 
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            plan = plan_for(run, layout, text, embed, q.device)
-            return resdit_attention(q, k, v, plan, phase, attend).unflatten(2, (q.shape[1], -1))
+            def on_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                if q.shape[1] != whole:
+                    raise Unsupported(
+                        f"attention is given {q.shape[1]} tokens of {whole}: an engine that divides the tokens among "
+                        "devices is at work, beside which ResDiT cannot run; switch one of the two off"
+                    )
+                q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+                plan = plan_for(run, layout, text, embed, q.device)
+                return resdit_attention(q, k, v, plan, phase, attend).unflatten(2, (q.shape[1], -1))
+
+            if ranks is None:
+                return on_whole(q, k, v)
+            return between_exchanges(on_whole, q, k, v, order_on(q.device), given["parallel_config"])
 
         # The processors rotate q and k before they attend; the method rotates them itself, per branch.
         replaced = {"apply_rotary_emb": lambda _: unrotated, "dispatch_attention_fn": lambda own: partial(method, own)}
@@ -243,13 +268,32 @@ class RotaryProcessors:
         latent = to_latent(given["hidden_states"][..., :channels], layout.grid)
         return to_tokens(layout_prediction(predict, run.view(layout, latent), latent, sigma, velocity=True))
 
+    def on_ranks(self, given: Call, ranks: Ranks) -> Call:
+        """The arguments of a call whose tokens the ranks share, with what diffusers' plan for it leaves as it is."""
+        mine, mask = ranks.parts_of(given, CONTROL), self.mask(given)
+        if mask is None:
+            return mine
+        text, tokens = (given[name].shape[1] for name in ("encoder_hidden_states", "hidden_states"))
+        return self.with_mask(mine, self.masks.in_order(mask, ranks.order(text, tokens, mask.device)))
+
+    def ranks(self, transformer: nn.Module) -> Ranks | None:
+        """The ranks that share the transformer's tokens, if any do; raises Unsupported without exchanges."""
+        ranks = ranks_of(transformer)
+        if ranks is not None:
+            check_exchange(self.processors(transformer), transformer)
+        return ranks
+
     def around_calls(self, transformer: nn.Module, run: Run) -> Callable:
         """`around(call, ...)` that calls the transformer with the method in its attention; raises Unsupported."""
-        self.processors(transformer)
+        self.processors(transformer), self.ranks(transformer)
         names = list(inspect.signature(type(transformer).forward).parameters)[1:]
 
-        def around(call: Callable, *args: object, **kwargs: object) -> object:
-            given = dict(zip(names, args, strict=False)) | kwargs
+        def around(whole_call: Callable, *args: object, **kwargs: object) -> object:
+            given, ranks = dict(zip(names, args, strict=False)) | kwargs, self.ranks(transformer)
+
+            def call(**given: object) -> object:
+                return whole_call(**(given if ranks is None else self.on_ranks(given, ranks)))
+
             tokens, text = given["hidden_states"].shape[1], given["encoder_hidden_states"].shape[1]
             mask, read = self.mask(given), None
             try:
@@ -258,19 +302,22 @@ class RotaryProcessors:
                     read = self.masks.read(mask, text, tokens)
             except Unsupported as reason:
                 run.say(f"not active: {reason}")
-                return call(*args, **kwargs)
+                return call(**given)
             if layout.is_base:
                 if run.begin_base_call():
                     return call(**given | {"img_ids": self.ids(given, layout, run.config)})
-                return call(*args, **kwargs)
+                return call(**given)
             sigma = float(given["timestep"].max())  # which waits for the device
+            if ranks is not None:
+                check_call(run, given, sigma, ranks.group)
+                ranks.check_lengths(transformer.config.num_attention_heads, text, layout)
             layout, phase = run.layout(layout.grid, sigma), run.begin_call(sigma)
             if phase is Phase.LAYOUT:
                 sample = self.predict_at_base(call, given, layout, transformer.out_channels, run, sigma)
                 if not given.get("return_dict", True):
                     return (sample,)
                 return sys.modules[type(transformer).__module__].Transformer2DModelOutput(sample=sample)
-            with self.attention_at(transformer, run, layout, text, phase, read):
+            with self.attention_at(transformer, run, layout, text, phase, read, ranks):
                 return call(**(self.with_mask(given, None) if self.enlarges else given))
 
         return around

@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -21,17 +22,34 @@ from ..method.position_table import PositionTable
 from ..method.run import Run
 from ..monkeypatch import intercepted
 from .nets_diffusers import OnPatches
-from .processors import calling, check_names
+from .processors import calling, check_names, names_used
+from .ranks import check_call
+from .ulysses_diffusers import Ranks, check_exchange, ranks_of
 
 TIMESTEPS = 1000  # the timestep at noise level 1
+CONTROL = "block_controlnet_hidden_states"
+DISPATCH = "dispatch_attention_fn"
 
 
 def processors_of(transformer: object) -> list[object]:
     """What attends in the blocks; raises Unsupported where one does it in a way that is not known."""
     blocks = transformer.transformer_blocks
     processors = [a.processor for block in blocks for a in (block.attn, block.attn2) if a is not None]
-    check_names(processors, ("F", "scaled_dot_product_attention"))
+    check_names((p for p in processors if not dispatches(p)), ("F", "scaled_dot_product_attention"))
     return processors
+
+
+def dispatches(processor: object) -> bool:
+    """True for a processor that attends by diffusers' dispatcher, as the one for several ranks does."""
+    return DISPATCH in names_used(processor)
+
+
+def ranks_sharing(transformer: object) -> Ranks | None:
+    """The ranks that share the transformer's tokens, if any do; raises Unsupported where they would not exchange."""
+    ranks = ranks_of(transformer)
+    if ranks is not None:
+        check_exchange(processors_of(transformer), transformer)
+    return ranks
 
 
 def functional_with(factor: float) -> SimpleNamespace:
@@ -44,9 +62,18 @@ def functional_with(factor: float) -> SimpleNamespace:
     return SimpleNamespace(**vars(F) | {"scaled_dot_product_attention": attend})
 
 
+def dispatch_with(factor: float, dispatch: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """diffusers' dispatcher with the logits multiplied by a factor."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, **given: object) -> Tensor:
+        return dispatch(q * factor, k, v, **given)
+
+    return attend
+
+
 def around_calls(transformer: object, run: Run) -> Callable:
     """`around(call, ...)` that makes calls on the whole and on each patch in place of one call; raises Unsupported."""
-    processors_of(transformer)
+    processors_of(transformer), ranks_sharing(transformer)
     embedder = transformer.pos_embed
     side = embedder.pos_embed_max_size
     if not side or embedder.pos_embed is None:
@@ -58,18 +85,23 @@ def around_calls(transformer: object, run: Run) -> Callable:
     def adjusted(positions: Tensor, logit_scale: float) -> Iterator[None]:
         # Asked for anew: processors may have been replaced since (IP-Adapter, fused projections).
         scaled, functional = processors_of(transformer) if logit_scale != 1 else (), functional_with(logit_scale)
-        changes = [calling(processor, {"F": lambda _: functional}) for processor in scaled]
+        by_sdpa, by_dispatch = {"F": lambda _: functional}, {DISPATCH: partial(dispatch_with, logit_scale)}
+        kinds = {id(p): (p, by_dispatch if dispatches(p) else by_sdpa) for p in scaled}  # blocks may share one
+        changes = [calling(processor, replaced) for processor, replaced in kinds.values()]
         with intercepted([(embedder, "cropped_pos_embed", lambda *_: positions), *changes]):
             yield
 
-    def around(call: Callable, *args: object, **kwargs: object) -> object:
-        given = dict(zip(names, args, strict=False)) | kwargs
-        control, options = given.get("block_controlnet_hidden_states"), given.get("joint_attention_kwargs")
+    def around(whole_call: Callable, *args: object, **kwargs: object) -> object:
+        given, ranks = dict(zip(names, args, strict=False)) | kwargs, ranks_sharing(transformer)
+        control, options = given.get(CONTROL), given.get("joint_attention_kwargs")
+
+        def call(**given: object) -> object:
+            return whole_call(**(given if ranks is None else ranks.parts_of(given, (CONTROL,))))
 
         def predict(latent: Tensor, tokens: Tensor | None = None, **changed: object) -> Tensor:
             mine = given | {"hidden_states": latent, "return_dict": False} | changed
             if control is not None and tokens is not None:
-                mine["block_controlnet_hidden_states"] = (
+                mine[CONTROL] = (
                     control.on_patch(latent, tokens)
                     if isinstance(control, OnPatches)
                     else [residual[:, tokens] for residual in control]
@@ -82,11 +114,16 @@ def around_calls(transformer: object, run: Run) -> Callable:
             changed = {"timestep": torch.full_like(given["timestep"], TIMESTEPS * level)}
             if control is not None:
                 grids = (Grid(x.shape[-2] // 2, x.shape[-1] // 2) for x in (given["hidden_states"], latent))
-                changed["block_controlnet_hidden_states"] = control_on(control, *grids)
+                changed[CONTROL] = control_on(control, *grids)
             return predict(latent, **changed)
 
         latent, text = given["hidden_states"], given["encoder_hidden_states"].shape[1]
         sigma = float(given["timestep"].max()) / TIMESTEPS
+        if ranks is not None:
+            layout = run.layout(Grid(latent.shape[-2] // 2, latent.shape[-1] // 2))
+            if not layout.is_base:
+                check_call(run, given, sigma, ranks.group)
+                ranks.check_lengths(transformer.config.num_attention_heads, text, layout)
         sample = call_by_patches(
             run,
             ModelCall(predict, predict_at_base, velocity=True),

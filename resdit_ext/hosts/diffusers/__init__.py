@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ...errors import ResDiTError, Unsupported
 from ...families import families, family_of_class, fitting_positions
 from ...method.config import ResDiTConfig
 from ...method.run import Run
 from ...monkeypatch import intercept, let_go
+from .halves import check_batch_group, in_parts
+from .parallel import enable_parallelism
 from .shift import FAMILYS_OWN, check_shift, pinned_shift
+
+if TYPE_CHECKING:  # not every build of torch has torch.distributed
+    from torch.distributed import ProcessGroup
+
+__all__ = ["apply_resdit", "enable_parallelism", "remove_resdit"]
 
 
 def models_of(pipe_or_model: object) -> list[object]:
@@ -32,16 +40,6 @@ def inner(model: object) -> object:
 def is_pipeline(given: object) -> bool:
     """True for what has a transformer and a scheduler and is called for pictures."""
     return all(getattr(given, name, None) is not None for name in ("transformer", "scheduler"))
-
-
-def check_whole(model: object) -> None:
-    """Raise Unsupported where diffusers' context parallelism gives every device a part of the tokens."""
-    parallel = getattr(model, "_parallel_config", None)
-    if getattr(parallel, "context_parallel_config", None) is not None:
-        raise Unsupported(
-            "context parallelism (enable_parallelism) gives every device a part of the tokens, and ResDiT needs all of "
-            "them in one place; use tensor parallelism"
-        )
 
 
 class Levels:
@@ -63,13 +61,12 @@ def wants_one_graph(error: Exception) -> bool:
     return type(error).__module__ == "torch._dynamo.exc" and "torch.compiler.disable" in str(error)
 
 
-def one_by_one(model: object, levels: Levels, around: Callable) -> Callable:
+def one_by_one(levels: Levels, around: Callable) -> Callable:
     """`around` with what every model's call needs first; two threads' calls of one model come one after another."""
     lock = threading.RLock()
 
     def guarded(call: Callable, *args: object, **kwargs: object) -> object:
         with lock:
-            check_whole(model)
             levels.refresh()
             try:
                 return around(call, *args, **kwargs)
@@ -100,6 +97,7 @@ def apply_resdit(
     config: ResDiTConfig | None = None,
     sigmas: Sequence[float] | None = None,
     shift: float | str | None = FAMILYS_OWN,
+    batch_group: ProcessGroup | None = None,
 ) -> Run:
     """Make a diffusers pipeline or transformer generate above its training size; applying again replaces.
 
@@ -112,12 +110,15 @@ def apply_resdit(
             it diffusers' would grow until pictures above 2048 pixels are not denoised. "automatic" adds half of ln of
             the ratio of areas, so that e^mu grows with the side. None leaves the pipeline's own; a transformer alone
             has none.
+        batch_group: processes that share a batch, as SD3's two halves of guidance (two are enough for it); each must be
+            given the same.
 
     Returns:
         The Run, whose `calls` counts what was computed.
 
     Raises:
-        Unsupported: a transformer of no supported family, a diffusers too old to be hooked, or context parallelism.
+        Unsupported: a transformer of no supported family, a diffusers too old to be hooked, or tokens that are shared
+            among devices in another way than diffusers' Ulysses.
         ResDiTError: `config` is no ResDiTConfig, or `shift` is out of range.
 
     Example:
@@ -134,14 +135,16 @@ def apply_resdit(
         known = ", ".join(name for family in families() for name in family.diffusers)
         raise Unsupported(f"{type(inner(models[found.index(None)])).__name__} is not one of {known}")
     config, problem = fitting_positions(config, found[0])
+    check_batch_group(batch_group, found[0])
     run, arounds = Run(config, sigmas), []
     if problem:
         run.say(problem)
     levels = Levels(run, fixed=sigmas is not None)
     for model, family in zip(models, found, strict=True):
-        check_whole(inner(model))
-        around_calls = family.diffusers[type(inner(model)).__name__]
-        arounds.append(one_by_one(inner(model), levels, around_calls(inner(model), run)))
+        around = family.diffusers[type(inner(model)).__name__](inner(model), run)
+        if batch_group is not None:
+            around = in_parts(inner(model), run, around, batch_group)
+        arounds.append(one_by_one(levels, around))
     remove_resdit(pipe_or_transformer)
     for model, around in zip(models, arounds, strict=True):
         intercept(model, "__call__", around)
