@@ -1,4 +1,4 @@
-"""`python -m resdit_ext`: demo, page, gallery, evaluation, training, benchmark, models and doctor."""
+"""`python -m resdit_ext`: generate, demo, page, gallery, evaluation, training, benchmark, models and doctor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from .errors import ResDiTError
+from .generate import command as generate
 from .method.config import PRESETS, check_number
 
 
@@ -169,6 +170,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     main = argparse.ArgumentParser(prog="python -m resdit_ext", description=__doc__)
     commands = main.add_subparsers(required=True, metavar="COMMAND")
+
+    generate.add_to(commands)
 
     demo = commands.add_parser("demo", help="make base, plain and ResDiT pictures with a micro model")
     demo.add_argument("--scale", type=float, default=3, help="of the side, above 1 and up to 6 (default 3)")

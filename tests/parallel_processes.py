@@ -22,6 +22,8 @@ from diffusers import (
 from diffusers.hooks import tensor_parallel
 
 from resdit_ext import BALANCED, Unsupported, apply_resdit, enable_parallelism, remove_resdit
+from resdit_ext.generate.options import GenerateOptions
+from resdit_ext.generate.pictures import generate
 from resdit_ext.hosts.diffusers.parallel import without_accelerator
 from resdit_ext.lab.model import load_micro
 from resdit_ext.lab.sampling import sample
@@ -312,8 +314,22 @@ def refused_cases(rank):
     yield "processors set afterwards", refusal(lambda: out(model, tokens(12, 12)))
 
 
-def picture_cases():
-    """A whole picture, of the micro FLUX."""
+def command(folder, family, how):
+    """Options of a picture of a pipeline in the folder."""
+    return GenerateOptions(
+        model=folder / family,
+        prompts=("a red disc",),
+        seeds=(3,),
+        size=(256, 256),
+        out=folder / f"{family}_{how}.png",
+        base_size=192,
+        steps=2,
+        share="heads" if family == "flux" else "halves",
+    )
+
+
+def picture_cases(folder):
+    """Whole pictures: of the micro FLUX, and of pipelines by the command, which the test makes alone."""
     pictures = []
     for parallel in (None, by_heads()):
         model = load_micro("flux")
@@ -322,6 +338,8 @@ def picture_cases():
         words = "red disc on green ground"
         pictures.append(sample(model, [words], Grid(32, 32), [5], replace(BALANCED, base_tokens=256), steps=6))
     yield "micro FLUX's picture", float(abs(pictures[0] - pictures[1]).max())
+    for family in ("flux", "sd3"):
+        generate(command(folder, family, "shared"), folder / f"{family}.json")
 
 
 def main(folder: str) -> None:
@@ -331,7 +349,7 @@ def main(folder: str) -> None:
     dist.init_process_group("cpu:gloo", timeout=timedelta(seconds=120))
     rank = dist.get_rank()
     found = {}
-    for cases in (flux_cases(), identical_cases(), sd3_cases(), refused_cases(rank), picture_cases()):
+    for cases in (flux_cases(), identical_cases(), sd3_cases(), refused_cases(rank), picture_cases(Path(folder))):
         found |= dict(cases)
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found), encoding="utf8")
     dist.destroy_process_group()

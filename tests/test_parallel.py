@@ -6,19 +6,37 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from resdit_ext import Unsupported, apply_resdit
-from tests import pipelines
+from resdit_ext.generate.pictures import generate
+from tests import parallel_processes, pipelines
+from tests.training_models import save_pipeline
 
 SAME = 1e-5  # of the largest value
 BF16 = 0.02
 
 
+def pixels(path):
+    """A picture file's values, 0 to 255."""
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What each of the two processes found, by the name of a case."""
+def folder(tmp_path_factory):
+    """With whole pipelines, and what the processes write."""
     folder = tmp_path_factory.mktemp("ranks")
+    for family in ("flux", "sd3"):
+        save_pipeline(family, folder / family)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """What each of the two processes found, by the name of a case."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, "-m", "tests.parallel_processes", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -48,7 +66,7 @@ def test_it_is_bit_identical(found, case):
     [
         ("ring", "ring attention (ring_degree=2) never has all tokens"),
         ("ring after", "ring attention (ring_degree=2) never has all tokens"),
-        ("another engine", "ParaAttention or another engine"),
+        ("another engine", "ParaAttention, xDiT or another engine"),
         ("other noise", "have not the same noise, which"),
         ("other noise of halves", "have not the same noise, which"),
         ("other fresh noise", "have not the same noise, which"),
@@ -63,6 +81,24 @@ def test_it_is_refused_on_every_rank(found, case, reason):
     assert all(reason in rank[case] for rank in found), [rank[case] for rank in found]
 
 
+@pytest.mark.parametrize("picture", ["flux", "sd3"])
+def test_the_command_makes_one_processs_picture(found, folder, picture):
+    made, alone = (folder / f"{picture}_{how}.png" for how in ("shared", "alone"))
+    (wanted,) = generate(parallel_processes.command(folder, picture, "alone"))
+    assert wanted == alone
+    difference = np.abs(pixels(made) - pixels(alone)).max()
+    assert difference <= 1 and pixels(alone).std() > 1
+    report = json.loads((folder / f"{picture}.json").read_text(encoding="utf8"))
+    assert report["processes"] == 2 and len(report["peak_bytes"]) == 2 and all(report["peak_bytes"])
+    assert report["pictures"][0]["seconds"].keys() == {"text", "layout", "fused", "decoding", "saving"}
+
+
 def test_batch_groups_are_for_models_that_are_called_with_both_halves():
     with pytest.raises(Unsupported, match=r"batch_group is for models .* FLUX.1 is not"):
         apply_resdit(pipelines.flux(), batch_group=object())
+
+
+def test_xdits_wrappers_are_refused_by_name():
+    wrapper = type("xFuserFluxTransformer2DWrapper", (), {})()
+    with pytest.raises(Unsupported, match="ParaAttention, xDiT or another engine"):
+        apply_resdit(wrapper)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # not every build of torch has torch.distributed
     from torch.distributed import ProcessGroup
 
 
+OTHERS = "xFuser"  # how xDiT's wrappers of transformers are called
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The ranks that share the tokens of one model.
@@ -76,10 +79,12 @@ def ranks_of(model: object) -> Ranks | None:
     """
     config = getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None)
     if config is None:
-        if getattr(model, "_is_parallelized", False):
+        # ParaAttention's mark, and xDiT's name.
+        if getattr(model, "_is_parallelized", False) or type(model).__name__.startswith(OTHERS):
             raise Unsupported(
-                "the model is made parallel by ParaAttention or another engine that is not diffusers' own, which hands "
-                "attention a part of the tokens: use enable_parallelism with ContextParallelConfig(ulysses_degree=...)"
+                "the model is made parallel by ParaAttention, xDiT or another engine that is not diffusers' own, which "
+                "hands attention a part of the tokens: use enable_parallelism with "
+                "ContextParallelConfig(ulysses_degree=...)"
             )
         return None
     if config.ring_degree > 1:

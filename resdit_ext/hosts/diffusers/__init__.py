@@ -15,6 +15,7 @@ from ...families import families, family_of_class, fitting_positions
 from ...method.config import ResDiTConfig
 from ...method.run import Run
 from ...monkeypatch import intercept, let_go
+from ...seams.ulysses_diffusers import ranks_of
 from .halves import check_batch_group, in_parts
 from .parallel import enable_parallelism
 from .shift import FAMILYS_OWN, check_shift, pinned_shift
@@ -132,6 +133,7 @@ def apply_resdit(
     models = models_of(pipe_or_transformer)
     found = [family_of_class(type(inner(model)).__name__) for model in models]
     if None in found:
+        ranks_of(inner(models[found.index(None)]))  # which refuses other engines' wrappers with a better reason
         known = ", ".join(name for family in families() for name in family.diffusers)
         raise Unsupported(f"{type(inner(models[found.index(None)])).__name__} is not one of {known}")
     config, problem = fitting_positions(config, found[0])
