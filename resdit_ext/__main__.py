@@ -146,7 +146,7 @@ def run_models(args: argparse.Namespace) -> int:
 def run_benchmark(args: argparse.Namespace) -> int:
     from .lab.benchmarks.report import benchmark
 
-    benchmark(args.device, args.json, args.readme)
+    benchmark(args.device, args.json, args.readme, args.parallel)
     return 0
 
 
@@ -217,6 +217,7 @@ def parser() -> argparse.ArgumentParser:
 
     benchmark = commands.add_parser("benchmark", help="measure what the method costs, as ratios to plain inference")
     benchmark.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default cpu)")
+    benchmark.add_argument("--parallel", action="store_true", help="instead: what several devices save and send")
     benchmark.add_argument("--json", type=Path, help="write rows and environment here")
     benchmark.add_argument("--readme", type=Path, help="put the table between this file's marks")
     benchmark.set_defaults(run=run_benchmark)

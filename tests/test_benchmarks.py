@@ -6,7 +6,7 @@ import json
 import pytest
 
 from resdit_ext.__main__ import main
-from resdit_ext.lab.benchmarks import api, counted, table, timed, whole
+from resdit_ext.lab.benchmarks import api, counted, parallel, table, timed, whole
 from resdit_ext.lab.benchmarks.table import Row, markdown, ratio
 from tests.settings import scaled
 
@@ -84,3 +84,29 @@ def test_a_large_request_is_timed_only_where_it_passes(monkeypatch):
     monkeypatch.setattr(api, "request", lambda *_: [{"type": "http.request", "body": b'{"alwayson_scripts": {}}'}] * 2)
     with pytest.raises(AssertionError, match="as it was sent"):
         api.rows(1)
+
+
+def test_ours_sends_what_plain_ulysses_sends(monkeypatch):
+    """On tensors without data: the same bytes in a fused step, and half of the work on each of two devices."""
+    monkeypatch.setattr(parallel, "DEVICES", (2,))
+    monkeypatch.setattr(parallel, "BLOCKS", (1, 1))
+    ratio, step, mean, share = parallel.counted_rows(1536)
+    tensor = (512 + 96**2) * 3072 * 2
+    expected = parallel.REPEATS * 2 * 4 * tensor / 4 + 96**2 * 64 * 2 / 2
+    assert ratio.value == 1 and step.value == pytest.approx(expected / 1e9)
+    assert mean.value < step.value and 0.5 <= share.value < 0.53
+
+
+def test_the_speed_up_is_measured_on_several_gpus_alone(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    (row,) = parallel.timed_rows("cuda")
+    assert row.value is None and "torchrun --nproc-per-node N" in row.how
+
+
+def test_the_parallel_rows_take_the_place_of_the_others(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(parallel, "rows", lambda device: [Row(f"parallel, {device}", "", 1.0)])
+    page = tmp_path / "many_gpus.md"
+    page.write_text("<!-- parallel --><!-- /parallel -->")
+    monkeypatch.setattr("sys.argv", ["x", "benchmark", "--parallel", "--readme", str(page)])
+    assert main() == 0
+    assert "parallel, cpu" in capsys.readouterr().out and "parallel, cpu" in page.read_text()

@@ -1,4 +1,4 @@
-"""Counters of what real code does on tensors without data: floating point operations, and bytes alive."""
+"""Counters of what real code does on tensors without data: operations, bytes alive, bytes sent to other processes."""
 
 from __future__ import annotations
 
@@ -50,3 +50,30 @@ class Peak(TorchDispatchMode):
 
     def release(self, size: int) -> None:
         self.live -= size
+
+
+class SentBytes(TorchDispatchMode):
+    """Counts the bytes that this process sends to the others of a group inside it.
+
+    Attributes:
+        exchanged: by all-to-all, which leaves a process its own part.
+        gathered: by all-gather, which takes its part to each of the others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exchanged = self.gathered = 0.0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        if "c10d" in name and "wait_tensor" not in name:
+            import torch.distributed as dist
+
+            others, size = dist.get_world_size() - 1, args[0].numel() * args[0].element_size()
+            if "all_to_all" in name:
+                self.exchanged += size * others / (others + 1)
+            elif "all_gather" in name:
+                self.gathered += size * others
+            else:
+                raise AssertionError(f"{name} sends something that is not counted")
+        return function(*args, **(kwargs or {}))

@@ -20,6 +20,7 @@ from ...method.phases import Phase, steps_per_phase
 from ...method.run import Run
 from ...method.shift import shifted_sigmas
 from ...seams.rotary_diffusers import RotaryProcessors
+from ...seams.ulysses_diffusers import ranks_of
 
 TEXT, STEPS = 512, 35
 PIXELS_PER_TOKEN = 16
@@ -115,7 +116,7 @@ def calls(transformer: FluxTransformer2DModel, config: ResDiTConfig | None, pixe
         if phase is Phase.LAYOUT:
             transformer(**small)
             return
-        with RotaryProcessors().attention_at(transformer, run, layout, TEXT, phase):
+        with RotaryProcessors().attention_at(transformer, run, layout, TEXT, phase, ranks=ranks_of(transformer)):
             transformer(**data)
 
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ...readme import fill, part
-from . import api, counted, timed, whole
+from . import api, counted, parallel, timed, whole
 from .table import Row, markdown
 
 
@@ -35,21 +36,29 @@ def environment(device: str) -> dict[str, str]:
     }
 
 
-def benchmark(device: str, figures: Path | None = None, readme: Path | None = None) -> None:
+def benchmark(device: str, figures: Path | None = None, readme: Path | None = None, several: bool = False) -> None:
     """Measure all rows on `device` ("cpu" or "cuda") and print the table.
+
+    Of several processes, which torchrun has started, the first does.
 
     Args:
         device: what the timed rows are timed on.
         figures: where rows and environment are written as JSON.
         readme: the file that gets the table, between its marks.
+        several: the rows of several devices, instead of one's.
     """
+    name = "parallel" if several else "benchmarks"
     if readme:
-        part(readme, "benchmarks")  # a file without its marks is refused before minutes of measuring
-    found: list[Row] = [*counted.rows(), *timed.rows(device), *api.rows(), *whole.rows(device)]
+        part(readme, name)  # a file without its marks is refused before minutes of measuring
+    found: list[Row] = (
+        parallel.rows(device) if several else [*counted.rows(), *timed.rows(device), *api.rows(), *whole.rows(device)]
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return
     about = environment(device)
     text = markdown(found) + "\n\n" + ", ".join(f"{key} {value}" for key, value in about.items())
     print(text)
     if readme:
-        fill(readme, "benchmarks", text)
+        fill(readme, name, text)
     if figures:
         figures.write_text(json.dumps({"environment": about, "rows": [asdict(row) for row in found]}, indent=1))
