@@ -102,8 +102,11 @@ def equidistant(length, maximal):
     return np.array([np.floor(mean + Fraction(1, 2)) for mean in means], dtype=np.float64)
 
 
-def ids_of(text, pos):
-    return np.concatenate([np.zeros((text, 3)), np.concatenate([np.zeros((len(pos), 1)), pos], 1)])
+def ids_of(text, pos, others=None, first=0.0):
+    """(T + L, 3) ids: `others` (T, 3), or zeros for text, then (first, row, column)."""
+    image = np.asarray(pos, dtype=np.float64).reshape(-1, 2)
+    others = np.zeros((text, 3)) if others is None else np.asarray(others, dtype=np.float64)
+    return np.concatenate([others, np.column_stack([np.full(len(image), first), image])])
 
 
 def block_means(x, p):
@@ -170,10 +173,13 @@ def resdit(
     pipe=True,
     whole=None,
     laws=None,
+    others=None,
+    first=0.0,
 ):
     """The whole method for one sample: q, k, v (heads, T + H*W, D) -> (T + H*W, heads*D).
 
-    `whole` are positions of the global branch other than PES's, and `laws` its frequencies.
+    `whole` are positions of the global branch other than PES's, and `laws` its frequencies. `others` are the ids of the
+    text's tokens, and `first` the picture's on the first axis.
     """
     (H, W), (h, w), T = grid, base, text
 
@@ -181,7 +187,7 @@ def resdit(
         return np.moveaxis(out, 0, 1).reshape(out.shape[1], -1)
 
     scaled = positions(H, W, H / h, W / w) if whole is None else whole
-    ids = ids_of(T, scaled if pes else positions(H, W))
+    ids = ids_of(T, scaled if pes else positions(H, W), others, first)
     x_g = merged(attention(rotate(q * scale, ids, axes_dim, theta, laws), rotate(k, ids, axes_dim, theta, laws), v))
     if phase == "global":
         return x_g
@@ -190,7 +196,7 @@ def resdit(
     for top, left in corners:
         inside = [(top + i) * W + left + j for i in range(h) for j in range(w)]
         index = [*range(T), *(T + i for i in inside)]
-        ids = ids_of(T, positions(h, w) if pipe else scaled[inside])
+        ids = ids_of(T, positions(h, w) if pipe else scaled[inside], others, first)
         q_p, k_p = (rotate(x[:, index], ids, axes_dim, theta, None if pipe else laws) for x in (q, k))
         out = merged(attention(q_p, k_p, v[:, index]))
         texts.append(out[:T])

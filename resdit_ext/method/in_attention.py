@@ -122,9 +122,13 @@ class AttentionPlan:
 
 
 def plan_for(run: Run, layout: Layout, text: int, embed: Embed, device: torch.device) -> AttentionPlan:
-    """The run's plan for a size, made when it is first asked for."""
+    """The run's plan for a size and for what embeds its positions, made when it is first asked for.
+
+    Args:
+        embed: as `AttentionPlan` takes it; equal ones share a plan.
+    """
     make = partial(AttentionPlan, layout, run.config, text, embed, device, run.say)
-    return run.cached((layout, text, str(device)), make)
+    return run.cached((layout, text, embed, str(device)), make)
 
 
 def global_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, phase: Phase, attend: Attend) -> Tensor:

@@ -7,6 +7,7 @@ step costs 1/s^2 of a call, needs no scaled positions, and leaves the sampler's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,8 +68,10 @@ class BaseView:
 
 
 def view_of(layout: Layout, latent: Tensor) -> BaseView:
-    """The view of a layout's base grid for latents (B, C, about 2H, about 2W) like this one."""
-    return BaseView(tuple(latent.shape[-2:]), (2 * layout.base.height, 2 * layout.base.width), latent.device)
+    """The view of a layout's base grid for latents (B, C, about pH, about pW) like this one, p pixels to a token."""
+    before, grid, base = tuple(latent.shape[-2:]), layout.grid, layout.base
+    patch = max(math.ceil(n / m) for n, m in zip(before, (grid.height, grid.width), strict=True))
+    return BaseView(before, (patch * base.height, patch * base.width), latent.device)
 
 
 def by_matrices(latent: Tensor, matrices: list[Tensor]) -> Tensor:

@@ -31,16 +31,24 @@ class RotaryTable(NamedTuple):
 
 
 def rotary_table(
-    ids: Tensor, axes_dim: tuple[int, ...], theta: float, laws: tuple[Law, Law] | None = None
+    ids: Tensor,
+    axes_dim: tuple[int, ...],
+    theta: float | tuple[float, ...],
+    laws: tuple[Law, Law] | None = None,
+    grid_axes: tuple[int, int] = (-2, -1),
 ) -> RotaryTable:
     """RotaryTable of `ids` (..., L, axes) for heads of D = sum(axes_dim) channels, paired as FLUX pairs them.
 
-    The frequencies are the model's own, those of the last two axes, rows and columns, `laws`' where there are some.
-    Angles are computed in float64 where the device has it.
+    The frequencies are the model's own, of one theta or of one for each axis; those of `grid_axes`, rows and columns,
+    are `laws`' where there are some. Angles are computed in float64 where the device has it.
     """
     dtype = torch.float32 if ids.device.type in ("mps", "xpu") else torch.float64
-    angles, of_axes = [], [None] * (len(axes_dim) - 2) + list(laws or (None, None))
-    for axis, (d, law) in enumerate(zip(axes_dim, of_axes, strict=True)):
+    count = len(axes_dim)
+    thetas = theta if isinstance(theta, tuple) else (theta,) * count
+    of_axes = dict(zip((axis % count for axis in grid_axes), laws or (None, None), strict=True))
+    angles = []
+    for axis, (d, theta) in enumerate(zip(axes_dim, thetas, strict=True)):
+        law = of_axes.get(axis)
         frequency = native(d, theta, dtype, ids.device) if law is None else law(d, theta).to(ids.device, dtype)
         angles.append(ids[..., axis, None].to(dtype) * frequency)
     angle = torch.cat(angles, -1)

@@ -1,4 +1,4 @@
-"""WebUI models whose blocks attend to text and image together, text first, at rotary positions.
+"""WebUI models whose blocks attend to text and image together, at rotary positions.
 
 Only attention is touched, so LoRA and quantised weights make no difference.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Protocol
 
@@ -17,31 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..method.frequencies import Law
-from ..method.in_attention import Attend, Embed, plan_for, resdit_attention
+from ..method.in_attention import Attend, plan_for, resdit_attention
 from ..method.layout import Grid, Layout
 from ..method.layout_steps import ModelCall, layout_prediction
 from ..method.phases import Phase
-from ..method.rotary import RotaryTable, rotary_table, rotate
+from ..method.rotary import RotaryTable, rotate
 from ..method.run import Run
 from ..monkeypatch import intercepted, redirected
+from .sequence import REFERENCES, Arrangement, Rotation, TokenSequence, too_few
 
 KERNEL = "attention_function"
-PATCH = 2  # latent pixels per token and axis
 
 
 def image_ids(text: int, positions: Tensor) -> Tensor:
     """(..., T + L, 3) ids: zeros for text, then (0, row, column) from positions (..., L, 2)."""
     return F.pad(positions, (1, 0, text, 0))
-
-
-def embedding(embedder: nn.Module, text: int) -> Embed:
-    """The rotary tables of `text` tokens of text and of image tokens, as a model's own embedder makes its."""
-
-    def embed(positions: Tensor, laws: tuple[Law, Law] | None) -> RotaryTable:
-        return rotary_table(image_ids(text, positions), tuple(embedder.axes_dim), embedder.theta, laws)
-
-    return embed
 
 
 def why_not(tokens: int, text: int, grid: Grid, mask: object) -> str | None:
@@ -55,23 +45,70 @@ def why_not(tokens: int, text: int, grid: Grid, mask: object) -> str | None:
     """
     whole = text + grid.tokens
     if tokens > whole:
-        more = tokens - whole
-        return f"attention has {more} more tokens than text and picture; reference images (Kontext) are not supported"
+        return f"attention has {tokens - whole} more tokens than text and picture; {REFERENCES}"
     if tokens < whole:
-        return f"attention has {tokens} tokens of the {whole} of text and picture; another extension takes some out"
+        return too_few(tokens, whole)
     return None if mask is None else "attention masks are not supported"
 
 
-class Method(Protocol):
-    """The method in place of one attention of q, k, v (B, heads, L, D), not rotated; `plain()` is that attention."""
+@dataclass(frozen=True)
+class MethodCall:
+    """The method in place of every attention of one call of the model.
 
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, mask: object, plain: Callable[[], Tensor]
-    ) -> Tensor: ...
+    Attributes:
+        run: the generation's parameters and plans.
+        layout, phase: of the call.
+        text: tokens of text, where the model does not tell.
+        refuse: told why the method cannot take an attention's place, which is then the model's own.
+        acts: False where attention is the model's own in any case, and it is only seen whether it could be replaced.
+    """
+
+    run: Run
+    layout: Layout
+    phase: Phase
+    text: int
+    refuse: Callable[[str], None]
+    acts: bool = True
+
+    def attention(
+        self,
+        sequence: TokenSequence,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attend: Attend,
+        mask: object,
+        plain: Callable[[], Tensor],
+    ) -> Tensor:
+        """The method on q, k, v (B, heads, L, D), not rotated, or what `plain()` returns."""
+        others = len(sequence.others)
+        if reason := why_not(q.shape[2], others, self.layout.grid, mask):
+            self.refuse(reason)
+            return plain()
+        self.run.calls["blocks"] += 1
+        if not self.acts:
+            return plain()
+        q, k = (sequence.rotation.in_pairs(x) for x in (q, k))
+        q, k, v = (sequence.others_first(x) for x in (q, k, v))
+        plan = plan_for(self.run, self.layout, others, sequence, q.device)
+        return sequence.in_order(resdit_attention(q, k, v, plan, self.phase, attend))
+
+
+class Way(Protocol):
+    """How the blocks of a module attend."""
+
+    def fault(self, module: ModuleType) -> str | None:
+        """What the module lacks, or None."""
+
+    def replaced(self, module: ModuleType, embedder: nn.Module, method: MethodCall) -> AbstractContextManager[None]:
+        """Have the method called in place of every attention of this thread for the duration of the block."""
 
 
 class RotatingAttention:
-    """A module with `attention(q, k, v, pe, ...)`, which rotates q and k and calls the kernel in the same module."""
+    """A module with `attention(q, k, v, pe, ...)`, which rotates q and k and calls the kernel in the same module.
+
+    Text precedes the picture, at the origin.
+    """
 
     def fault(self, module: ModuleType) -> str | None:
         """What the module lacks, or None."""
@@ -82,24 +119,35 @@ class RotatingAttention:
         return None
 
     @contextmanager
-    def replaced(self, module: ModuleType, embedder: nn.Module, method: Method) -> Iterator[None]:  # noqa: ARG002
+    def replaced(self, module: ModuleType, embedder: nn.Module, method: MethodCall) -> Iterator[None]:
         """Have the method called in place of every attention of this thread for the duration of the block."""
+        sequence = TokenSequence.text_first(Rotation.of(embedder), method.text)
 
         def around(attention: Callable, q: Tensor, k: Tensor, v: Tensor, pe: Tensor, **kwargs: object) -> Tensor:
             def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 return getattr(module, KERNEL)(q, k, v, q.shape[1], skip_reshape=True, **kwargs)
 
-            return method(q, k, v, attend, kwargs.get("mask"), lambda: attention(q, k, v, pe, **kwargs))
+            def plain() -> Tensor:
+                return attention(q, k, v, pe, **kwargs)
+
+            return method.attention(sequence, q, k, v, attend, kwargs.get("mask"), plain)
 
         with redirected(module, "attention", around):
             yield
 
 
+@dataclass(frozen=True)
 class KernelAfterRotation:
     """A module whose blocks rotate q and k in their own code and call `attention_function(q, k, v, heads, mask, ...)`.
 
-    The embedder is given ids of zero, whose rotation is none, so that q and k arrive as the method wants them.
+    The embedder is given ids of zero, whose rotation is none, so that q and k arrive as the method wants them. What
+    calls the kernel before the embedder was called does not rotate, and is left alone.
+
+    Attributes:
+        arrangement: of the tokens whose ids the embedder is given.
     """
+
+    arrangement: Arrangement = field(default_factory=Arrangement)
 
     def fault(self, module: ModuleType) -> str | None:
         """What the module lacks, or None."""
@@ -108,27 +156,39 @@ class KernelAfterRotation:
         return None
 
     @contextmanager
-    def replaced(self, module: ModuleType, embedder: nn.Module, method: Method) -> Iterator[None]:
+    def replaced(self, module: ModuleType, embedder: nn.Module, method: MethodCall) -> Iterator[None]:
         """Have the method called in place of every attention of this thread for the duration of the block."""
-        seen: list[Tensor] = []
+        rotation, seen = self.arrangement.rotation(embedder), []
 
         def embed(call: Callable, ids: Tensor, *args: object, **kwargs: object) -> Tensor:
-            seen[:] = [ids]
+            seen.clear()
+            try:
+                seen.append((self.arrangement.find(rotation, ids, method.layout.grid), ids))
+            except Unsupported as reason:
+                method.refuse(str(reason))
+                return call(ids, *args, **kwargs)
             return call(ids * 0, *args, **kwargs)
 
         def around(kernel: Callable, q: Tensor, k: Tensor, v: Tensor, *args: object, **kwargs: object) -> Tensor:
+            if not seen:
+                return kernel(q, k, v, *args, **kwargs)
+            (sequence, ids), length = seen[0], q.shape[2]
             q, k = q.to(v.dtype), k.to(v.dtype)  # which the rotation may have made float32
+            alone = self.arrangement.refines and length == ids.shape[-2] - sequence.before
 
             def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 return kernel(q, k, v, *args, **kwargs)
 
             def plain() -> Tensor:
-                table = rotary_table(seen[0], tuple(embedder.axes_dim), embedder.theta)
-                table = RotaryTable(*(x[:, None] for x in table))
-                return attend(rotate(q, table), rotate(k, table), v)
+                own = ids[..., sequence.before :, :] if alone else ids[..., :length, :]
+                table = RotaryTable(*(x.unsqueeze(-3) for x in rotation.table(own)))
+                return attend(*(rotate(rotation.in_pairs(x), table) for x in (q, k)), v)
 
+            if self.arrangement.refines and length == sequence.before:  # text alone
+                return plain()
             mask = args[1] if len(args) > 1 else kwargs.get("mask")
-            return method(q, k, v, attend, mask, plain)
+            of_call = sequence.without_those_before() if alone else sequence
+            return method.attention(of_call, q, k, v, attend, mask, plain)
 
         with intercepted([(embedder, "__call__", embed)]), redirected(module, KERNEL, around):
             yield
@@ -144,13 +204,17 @@ class RotaryBlocks:
         ways: in which its blocks may attend; the first that their module serves is taken.
         blocks: the attributes that hold its blocks.
         embedder: the attribute that makes rotation matrices of ids; it has `axes_dim` and `theta`.
+        hidden_size: channels of a model's token.
+        patch: latent pixels a side of a token.
     """
 
     claims: Callable[[object], bool]
     refusal: Callable[[object], str | None] = lambda _: None
-    ways: tuple[RotatingAttention | KernelAfterRotation, ...] = (RotatingAttention(),)
+    ways: tuple[Way, ...] = (RotatingAttention(),)
     blocks: tuple[str, ...] = ("double_blocks", "single_blocks")
     embedder: str = "pe_embedder"
+    hidden_size: Callable[[object], int] = lambda model: model.hidden_size
+    patch: int = 2
 
     pools = True  # the fast modes have an effect
     rotates = True  # NTK and YaRN are for such positions
@@ -166,7 +230,8 @@ class RotaryBlocks:
         faults = [way.fault(module) for way in self.ways]
         if None not in faults:
             raise Unsupported(faults[0])
-        return RotaryAdapter(model.hidden_size, getattr(model, self.embedder), module, self.ways[faults.index(None)])
+        way, embedder = self.ways[faults.index(None)], getattr(model, self.embedder)
+        return RotaryAdapter(self.hidden_size(model), embedder, module, way, self.patch)
 
 
 @dataclass(frozen=True)
@@ -178,33 +243,24 @@ class RotaryAdapter:
         embedder: makes its rotation matrices.
         module: of its blocks.
         way: in which they attend.
+        patch: latent pixels a side of a token.
     """
 
     hidden_size: int
     embedder: nn.Module
     module: ModuleType
-    way: RotatingAttention | KernelAfterRotation
+    way: Way
+    patch: int = 2
 
     def grid(self, latent: Tensor) -> Grid:
-        """The token grid of a latent (B, C, H, W); an odd side is padded by the model."""
-        return Grid(-(-latent.shape[-2] // PATCH), -(-latent.shape[-1] // PATCH))
+        """The token grid of a latent (B, C, H, W) or (B, C, 1, H, W); an odd side is padded by the model."""
+        return Grid(-(-latent.shape[-2] // self.patch), -(-latent.shape[-1] // self.patch))
 
     def layout_step(self, run: Run, layout: Layout, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
         """A call on the base grid; where later steps will be refused, which its attention tells, the model's own."""
-        refused = []
-
-        def watched(
-            q: Tensor, k: Tensor, v: Tensor, attend: Attend, mask: object, plain: Callable[[], Tensor]
-        ) -> Tensor:
-            reason = why_not(q.shape[2], text, layout.base, mask)
-            refused.extend([reason] if reason else [])
-            run.calls["blocks"] += not reason
-            if reason or not run.config.acts_at_base:
-                return plain()
-            plan = plan_for(run, layout.at_base, text, embedding(self.embedder, text), q.device)
-            return resdit_attention(q, k, v, plan, Phase.GLOBAL, attend)
-
-        with self.way.replaced(self.module, self.embedder, watched):
+        refused: list[str] = []
+        at_base = MethodCall(run, layout.at_base, Phase.GLOBAL, text, refused.append, run.config.acts_at_base)
+        with self.way.replaced(self.module, self.embedder, at_base):
             prediction = layout_prediction(call.predict_at_base, run.view(layout, latent), latent, sigma, call.velocity)
         if not refused:
             return prediction
@@ -219,7 +275,7 @@ class RotaryAdapter:
         Args:
             run: the generation's parameters and plans.
             call: the host's model.
-            latent: the model's input (B, C, H, W).
+            latent: the model's input, as `grid` takes it.
             text: number of text tokens.
             sigma: the call's noise level.
         """
@@ -229,17 +285,6 @@ class RotaryAdapter:
         phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma)
         if phase is Phase.LAYOUT:
             return self.layout_step(run, layout, call, latent, text, sigma)
-
-        embed = embedding(self.embedder, text)
-
-        def method(
-            q: Tensor, k: Tensor, v: Tensor, attend: Attend, mask: object, plain: Callable[[], Tensor]
-        ) -> Tensor:
-            if reason := why_not(q.shape[2], text, layout.grid, mask):
-                run.say(f"not active: {reason}")
-                return plain()
-            run.calls["blocks"] += 1
-            return resdit_attention(q, k, v, plan_for(run, layout, text, embed, q.device), phase, attend)
-
+        method = MethodCall(run, layout, phase, text, lambda reason: run.say(f"not active: {reason}"))
         with self.way.replaced(self.module, self.embedder, method):
             return call.predict(latent)

@@ -30,7 +30,8 @@ from ..method.run import Run
 from ..monkeypatch import intercepted
 from .processors import calling, check_names
 from .ranks import check_call
-from .rotary import embedding, image_ids
+from .rotary import image_ids
+from .sequence import Rotation, TokenSequence
 from .ulysses_diffusers import Ranks, between_exchanges, check_exchange, ranks_of
 
 NEEDED = ("apply_rotary_emb", "dispatch_attention_fn")
@@ -157,6 +158,8 @@ class RotaryProcessors:
 
     Attributes:
         blocks: the attributes that hold its blocks.
+        embedder: the attribute that makes rotation matrices of ids; it has `axes_dim` and `theta`.
+        ids: the argument that has the ids, the text's before the picture's where they are not its own.
         mask: the attention mask among the arguments of a call, or None.
         masks: what such a mask means.
         with_mask: the arguments with another mask in its place.
@@ -164,6 +167,8 @@ class RotaryProcessors:
     """
 
     blocks: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
+    embedder: str = "pos_embed"
+    ids: str = "img_ids"
     mask: Callable[[Call], Tensor | None] = lambda _: None
     masks: type[KeyMask] | type[OuterMask] = KeyMask
     with_mask: Callable[[Call, Tensor | None], Call] = lambda given, _: given
@@ -187,7 +192,8 @@ class RotaryProcessors:
         ranks: Ranks | None = None,
     ) -> Iterator[None]:
         """Run the method in every block of the one call made inside this context."""
-        embed, whole = embedding(transformer.pos_embed, text), text + layout.grid.tokens
+        embed = TokenSequence.text_first(Rotation.of(getattr(transformer, self.embedder)), text)
+        whole = text + layout.grid.tokens
 
         def order_on(device: torch.device) -> Tensor:
             key = "order", text, layout.grid.tokens, ranks.count, str(device)
@@ -225,13 +231,17 @@ class RotaryProcessors:
         with intercepted(calling(processor, replaced) for processor in self.processors(transformer)):
             yield
 
-    def ids(self, given: Call, layout: Layout, config: ResDiTConfig) -> Tensor:
-        """The image ids of a call on the whole of a layout, with a batch's axis where the call's own have one.
+    def grid(self, given: Call) -> Grid:
+        """The token grid of a call's picture; raises Unsupported where it is none."""
+        ids, tokens = given[self.ids], given["hidden_states"].shape[1]
+        return grid_of(ids[..., ids.shape[-2] - tokens :, :], tokens)
 
-        In float32, as the pipelines' bfloat16 is too coarse for positions beyond 256.
-        """
-        ids = image_ids(0, whole_positions(layout, config)).to(given["img_ids"].device)
-        return ids[None] if given["img_ids"].ndim == 3 else ids
+    def with_ids(self, given: Call, layout: Layout, config: ResDiTConfig) -> Call:
+        """The arguments with the ids of a picture of this layout, in float32: bfloat16 is too coarse beyond 256."""
+        own = given[self.ids]
+        text = own.shape[-2] - given["hidden_states"].shape[1]
+        ids = image_ids(text, whole_positions(layout, config)).to(own.device)
+        return {**given, self.ids: ids[None] if own.ndim == 3 else ids}
 
     def at_base(
         self, given: Call, layout: Layout, config: ResDiTConfig, latent: Tensor, level: float, view: BaseView
@@ -243,10 +253,9 @@ class RotaryProcessors:
         hidden, tokens, grid, base = given["hidden_states"], to_tokens(latent), layout.grid, layout.base
         if (given_too := hidden[..., tokens.shape[-1] :]).shape[-1]:
             tokens = torch.cat((tokens, to_tokens(view.shrink(to_latent(given_too, grid)))), -1)
-        mine = given | {
+        mine = self.with_ids(given, layout.at_base, config) | {
             "hidden_states": tokens,
             "timestep": torch.full_like(given["timestep"], level),
-            "img_ids": self.ids(given, layout.at_base, config),
         }
         for name in CONTROL:
             if given.get(name) is not None:
@@ -297,7 +306,7 @@ class RotaryProcessors:
             tokens, text = given["hidden_states"].shape[1], given["encoder_hidden_states"].shape[1]
             mask, read = self.mask(given), None
             try:
-                layout = run.layout(grid_of(given["img_ids"], tokens))
+                layout = run.layout(self.grid(given))
                 if mask is not None and not layout.is_base:
                     read = self.masks.read(mask, text, tokens)
             except Unsupported as reason:
@@ -305,7 +314,7 @@ class RotaryProcessors:
                 return call(**given)
             if layout.is_base:
                 if run.begin_base_call():
-                    return call(**given | {"img_ids": self.ids(given, layout, run.config)})
+                    return call(**self.with_ids(given, layout, run.config))
                 return call(**given)
             sigma = float(given["timestep"].max())  # which waits for the device
             if ranks is not None:

@@ -63,14 +63,15 @@ def attention_error(
         call: q, k, v before their rotation, and what came of them.
         grid, base: (rows, columns) of tokens, of the output and of a patch.
         phase: of the call.
-        other: positions of the global branch and their frequencies, as `reference.resdit` takes them.
+        other: positions of the global branch, their frequencies and the others' ids, as `reference.resdit` takes them.
     """
     q, k, v, got = (x[0].double().numpy() for x in call)
+    text = len(other["others"]) if "others" in other else kit.TEXT
     expected = reference.resdit(
-        *(q, k, v, kit.TEXT, grid, base, phase),
+        *(q, k, v, text, grid, base, phase),
         axes_dim=pe.axes_dim,
         theta=pe.theta,
-        scale=np.log(kit.TEXT + math.prod(grid)) / np.log(kit.TEXT + math.prod(base)),
+        scale=np.log(text + math.prod(grid)) / np.log(text + math.prod(base)),
         cutoff=CONFIG.cutoff / 2,
         sigma=CONFIG.splice_sigma,
         **other,
@@ -87,7 +88,7 @@ class Bench:
     """
 
     def __init__(self, host: str, handed: Path | None = None) -> None:
-        self.host, self.handed = host, handed
+        self.host, self.handed, self._kinds = host, handed, {}
 
     @cached_property
     def unet(self) -> object:
@@ -103,6 +104,12 @@ class Bench:
     def chroma(self) -> object:
         """A tiny float32 Chroma in the host's patcher; checks leave it as they found it."""
         return kit.build_unet(self.host, kit.build_chroma(self.host))
+
+    def of_kind(self, kind: str) -> object:
+        """A tiny float32 model of `kit.KINDS` in the host's patcher; checks leave it as they found it."""
+        if kind not in self._kinds:
+            self._kinds[kind] = kit.build_unet(self.host, kit.build(self.host, kind))
+        return self._kinds[kind]
 
     @property
     def model(self) -> object:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.hosts import (  # noqa: F401 (importing registers the checks)
     checks_chroma,
     checks_control,
+    checks_kinds,
     checks_layout,
     checks_lora,
     checks_method,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,6 +61,14 @@ MICRO = TINY | dict(  # the lab's micro FLUX (resdit_ext.lab.model.FLUX_CONFIG) 
 # The layer that makes Chroma's modulation: Forge's names and Neo's.
 APPROXIMATOR = dict(guidance_out_dim=64, guidance_hidden_dim=32, guidance_n_layers=1)
 APPROXIMATOR |= dict(in_dim=64, out_dim=64, hidden_dim=32, n_layers=1, txt_ids_dims=[])
+# Models that some hosts alone have: their classes there, and what makes one tiny.
+KREA2 = dict(features=64, heads=2, kvheads=1, tdim=16, txtdim=32, txtheads=2, txtkvheads=2, txtlayers=3, layers=2)
+NEXT = dict(in_channels=16, n_layers=2, n_refiner_layers=1, n_kv_heads=2, multiple_of=32, ffn_dim_multiplier=1.0)
+NEXT |= dict(qk_norm=True, cap_feat_dim=32)
+KINDS = {
+    "krea2": ({"neo": "backend.nn.krea:SingleStreamDiT", "ersatz": "backend.nn.krea2:SingleStreamDiT"}, KREA2),
+}
+MULTIPLE = {"krea2": 1}  # of which a picture's tokens are made one by pads
 TEXT = 24  # text tokens of `conditioning`
 TABLE, TABLE_STEP = 24, 1 / 3  # SD3's table: indices a side, and how far apart two of them are
 SD3 = dict(
@@ -158,6 +167,37 @@ def build_chroma(host: str, seed: int = 0) -> nn.Module:
         if ("query_norm" in name or "key_norm" in name) and parameter.ndim == 1:
             parameter.data.fill_(1.6)
     return model
+
+
+def build(host: str, kind: str, seed: int = 0) -> nn.Module:
+    """The host's model of a kind with random weights, in plain torch layers, its queries and keys with a gain."""
+    torch.manual_seed(seed)
+    classes, config = KINDS[kind]
+    model = construct(classes[host], config)
+    for name, parameter in model.named_parameters():
+        if re.search("knorm|qnorm", name):
+            parameter.data.fill_(0.6)  # of 1 and this
+        elif re.search("[kq]_norm", name):
+            parameter.data.fill_(1.6)
+        elif re.search("norm.*scale|lin$|pad_token", name):  # what a checkpoint alone fills
+            parameter.data.normal_(std=0.1)
+    return model
+
+
+def text_of(host: str, kind: str, batch: int, seed: int) -> Tensor:
+    """Random text as the host's engine of a kind returns it."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "krea2":
+        layers = torch.randn(batch, TEXT, 3, 32, generator=generator)
+        return layers.flatten(2) if host == "neo" else layers
+    return torch.randn(batch, TEXT, 32, generator=generator)
+
+
+def ids_of_others(kind: str, text: int, pads: int) -> dict[str, object]:
+    """The ids of a kind's text and pads, and the picture's on the first axis, as `reference.resdit` takes them."""
+    if kind == "krea2":
+        return {"others": [(0, 0, 0)] * text}
+    return {"others": [(i + 1, 0, 0) for i in range(text)] + [(0, 0, 0)] * pads, "first": text + 1}
 
 
 def build_sd3(host: str, seed: int = 0) -> nn.Module:

@@ -20,6 +20,7 @@ from resdit_ext.families import families
 from tests.hosts import (  # noqa: F401 (importing registers the checks)
     checks_chroma,
     checks_control,
+    checks_kinds,
     checks_layout,
     checks_lora,
     checks_method,

@@ -1,0 +1,73 @@
+"""Krea 2: one kind of block over text and picture, the keys' and values' heads shared by four of the queries'."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..seams.rotary import KernelAfterRotation, RotaryBlocks
+from ..seams.rotary_diffusers import NEEDED, Call, RotaryProcessors
+from . import Family, Support
+
+
+def claims(model: object) -> bool:
+    """True for a transformer with the layers that make one text of many, and a single list of blocks."""
+    return all(hasattr(model, name) for name in ("txtfusion", "txtmlp", "blocks", "pe_embedder"))
+
+
+def refusal(model: object) -> str | None:
+    """Why such a model is not supported, or None."""
+    if getattr(model, "ctrl_patched", False):
+        return "a Krea 2 with a control LoRA, which adds a picture to the latent, is not supported yet"
+    return None
+
+
+def mask(given: Call) -> Tensor | None:
+    """The mask over all tokens that a call of diffusers' transformer makes of the text's."""
+    text = given.get("encoder_attention_mask")
+    if text is None:
+        return None
+    return torch.cat((text, text.new_ones(given["hidden_states"].shape[:2])), 1)
+
+
+def with_mask(given: Call, mask: Tensor) -> Call:
+    """The arguments with the text's part of another mask over all tokens."""
+    return {**given, "encoder_attention_mask": mask[:, : given["encoder_hidden_states"].shape[1]]}
+
+
+MODELS = "Krea 2 (Raw, Turbo)"
+NEEDS = ("SingleStreamDiT", "attention_function", "pe_embedder")
+FAMILY = Family(
+    name="Krea 2",
+    key="krea2",
+    rank=3,
+    webui=RotaryBlocks(
+        claims,
+        refusal,
+        ways=(KernelAfterRotation(),),
+        blocks=("blocks",),
+        hidden_size=lambda model: model.first.out_features,
+    ),
+    diffusers={
+        "Krea2Transformer2DModel": RotaryProcessors(
+            blocks=("transformer_blocks",),
+            embedder="rotary_emb",
+            ids="position_ids",
+            mask=mask,
+            with_mask=with_mask,
+        ).around_calls
+    },
+    support={
+        "Forge Neo": Support(MODELS, {"backend/nn/krea.py": NEEDS}),
+        "ersatzForge": Support(MODELS, {"backend/nn/krea2.py": NEEDS}),
+        "diffusers": Support(
+            MODELS,
+            {"models/transformers/transformer_krea2.py": ("Krea2Transformer2DModel", *NEEDED)},
+            note="0.40 and newer",
+        ),
+    },
+    hidden_size=6144,
+    longest_text=512,
+    live_vectors=25,
+    steps=8,
+)

@@ -1,0 +1,154 @@
+"""Checks of the models that some hosts alone have, in the host's own class, tiny and with random weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from resdit_ext import ResDiTConfig
+from resdit_ext.families import identify
+from resdit_ext.method.run import Run
+from resdit_ext.monkeypatch import swapped
+from resdit_ext.seams import rotary
+from tests.attaching import attach
+from tests.hosts import kit
+from tests.hosts.bench import BASE, CHECKS, CONFIG, PHASES, TRIPLE, Bench, Skipped, attention_error, big, same, small
+from tests.settings import scaled
+
+NAMES = {"krea2": "Krea 2"}
+NATIVE = scaled(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
+BALANCED = ResDiTConfig(base_tokens=64)
+ODD = (31, 45)  # rows and columns of a latent whose last token is padded
+
+
+def of_every_kind(function: Callable[[Bench, str], str]) -> Callable[[Bench, str], str]:
+    """Register a check of each kind: it returns what it measured, or raises."""
+
+    def checked(bench: Bench, kind: str) -> str:
+        if bench.host not in kit.KINDS[kind][0]:
+            raise Skipped(f"{bench.host} has no {NAMES[kind]}")
+        return function(bench, kind)
+
+    CHECKS.update({f"{kind}_{function.__name__}": partial(checked, kind=kind) for kind in NAMES})
+    return function
+
+
+def velocity(bench: Bench, kind: str, unet: object, x: Tensor, sigma: float, cfg: float = 1.0) -> Tensor:
+    """What the network said, by the host's own sampling function."""
+    cond, uncond = (kit.text_of(bench.host, kind, len(x), seed) for seed in (1, 2))
+    return (x - kit.predictions(unet, x, sigma, cfg, cond, uncond)[0]) / sigma
+
+
+def attached(bench: Bench, kind: str, config: ResDiTConfig = CONFIG) -> tuple[object, Run]:
+    run = Run(config)
+    return attach(bench.of_kind(kind), run), run
+
+
+@of_every_kind
+def is_recognised(bench: Bench, kind: str) -> str:
+    found = identify(bench.of_kind(kind).model.diffusion_model)
+    same(found.family.name, NAMES[kind], "family")
+    return f"{found.adapter.module.__name__}, {found.adapter.hidden_size} channels"
+
+
+@of_every_kind
+def at_the_base_size_is_bit_identical(bench: Bench, kind: str) -> str:
+    for size in (BASE, (12, 16), (15, 15)):
+        for cfg in (1.0, 4.0):
+            x, (unet, run) = kit.latent(*size), attached(bench, kind)
+            plain = velocity(bench, kind, bench.of_kind(kind), x, 0.8, cfg)
+            assert torch.equal(velocity(bench, kind, unet, x, 0.8, cfg), plain), f"{size}, CFG {cfg:g}"
+            same(dict(run.calls), {"base": 1}, f"{size}, CFG {cfg:g}: calls")
+    return "3 sizes, CFG 1 and 4"
+
+
+@of_every_kind
+def runs_above_the_base_size(bench: Bench, kind: str) -> str:
+    """Every phase; square, oblong and odd sizes; batch 2; CFG 1 and 4; layout steps."""
+    plain_unet, differences = bench.of_kind(kind), []
+    runs = [(TRIPLE, 1, 1.0, phase, CONFIG) for phase in PHASES]
+    runs += [((32, 64), 1, 4.0, "fused", CONFIG), (ODD, 2, 4.0, "fused", CONFIG), (ODD[::-1], 1, 1.0, "local", CONFIG)]
+    runs += [
+        (ODD, 2, 4.0, "layout", ResDiTConfig(base_tokens=64)),
+        (ODD, 1, 1.0, "fused", ResDiTConfig(base_tokens=64)),
+    ]
+    for size, batch, cfg, phase, config in runs:
+        x, (unet, run), sigma = kit.latent(*size, batch), attached(bench, kind, config), PHASES.get(phase, 0.99)
+        sigma = 0.5 if config is BALANCED and phase == "fused" else sigma
+        plain = velocity(bench, kind, plain_unet, x, sigma, cfg)
+        got, what = velocity(bench, kind, unet, x, sigma, cfg), f"{size}, batch {batch}, CFG {cfg:g}, {phase}"
+        assert got.isfinite().all() and got.shape == x.shape, what
+        assert run.calls[phase] == 1 and run.calls["blocks"] >= 2, f"{what}: calls {dict(run.calls)}"
+        differences.append(kit.error(got, plain))
+        big(differences[-1], 1e-3, f"{what}: difference from plain")
+        assert torch.equal(velocity(bench, kind, plain_unet, x, sigma, cfg), plain), f"{what}: plain changed"
+    return "differs from plain by " + ", ".join(f"{value:.2g}" for value in differences)
+
+
+@of_every_kind
+def turns_as_the_host_does(bench: Bench, kind: str) -> str:
+    """With native positions and no scale the method is plain attention at any size: only the rotation could differ."""
+    found = []
+    for size in (TRIPLE, ODD):
+        x, (unet, _) = kit.latent(*size), attached(bench, kind, NATIVE)
+        error = kit.error(velocity(bench, kind, unet, x, 0.8), velocity(bench, kind, bench.of_kind(kind), x, 0.8))
+        found.append(small(error, 1e-5, f"{size}: error"))
+    return ", ".join(found)
+
+
+@of_every_kind
+def every_attention_is_the_methods(bench: Bench, kind: str) -> str:
+    """What the method is given and returns, against the float64 reference on the blocks' own q, k, v."""
+    found, grids = [], {TRIPLE: ((24, 24), (8, 8)), ODD: ((16, 23), (7, 10))}  # tokens of the output and of the base
+    for size, phase in [*((TRIPLE, phase) for phase in PHASES), (ODD, "fused")]:
+        calls, original = [], rotary.resdit_attention
+
+        def spy(q: Tensor, k: Tensor, v: Tensor, plan: object, *rest: object, calls=calls, original=original) -> Tensor:
+            taken = [x.clone() for x in (q, k, v)]  # ersatzForge reuses its buffers
+            out = original(q, k, v, plan, *rest)
+            calls.append((*taken, out.clone()))
+            return out
+
+        with swapped(rotary, resdit_attention=spy):
+            velocity(bench, kind, attached(bench, kind)[0], kit.latent(*size), PHASES[phase])
+        grid, base = grids[size]
+        model = bench.of_kind(kind).model.diffusion_model
+        embedder = model.pe_embedder if hasattr(model, "pe_embedder") else model.rope_embedder
+        for index in (0, -1):
+            text, pads = calls[index][0].shape[2] - grid[0] * grid[1], -grid[0] * grid[1] % kit.MULTIPLE[kind]
+            ids = kit.ids_of_others(kind, text - pads, pads)
+            worst = attention_error(embedder, calls[index], grid, base, phase, **ids)
+            found.append(small(worst, 1e-4, f"{size}, {phase}, attention {index}: error"))
+    return ", ".join(found)
+
+
+@of_every_kind
+def is_restored_after_an_exception(bench: Bench, kind: str) -> str:
+    plain_unet, (unet, _) = bench.of_kind(kind), attached(bench, kind)
+    model = plain_unet.model.diffusion_model
+    blocks = model.blocks if hasattr(model, "blocks") else model.layers
+    module = sys.modules[type(model).__module__]
+    before, x = module.attention_function, kit.latent(*TRIPLE)
+    plain = velocity(bench, kind, plain_unet, x, 0.8)
+    for error in (RuntimeError, KeyboardInterrupt):
+
+        def fail(*_: object, error: type[BaseException] = error) -> None:
+            assert module.attention_function is not before, "ours is not in place"
+            raise error
+
+        handle = blocks[-1].register_forward_pre_hook(fail)
+        try:
+            velocity(bench, kind, unet, x, 0.8)
+        except error:
+            pass
+        else:
+            raise AssertionError(f"{error} did not come through")
+        finally:
+            handle.remove()
+        assert module.attention_function is before
+        assert torch.equal(velocity(bench, kind, plain_unet, x, 0.8), plain), f"the plain result changed after {error}"
+    return "RuntimeError, KeyboardInterrupt"
