@@ -89,7 +89,6 @@ def test_a_large_request_is_timed_only_where_it_passes(monkeypatch):
 def test_ours_sends_what_plain_ulysses_sends(monkeypatch):
     """On tensors without data: the same bytes in a fused step, and half of the work on each of two devices."""
     monkeypatch.setattr(parallel, "DEVICES", (2,))
-    monkeypatch.setattr(parallel, "BLOCKS", (1, 1))
     ratio, step, mean, share = parallel.counted_rows(1536)
     tensor = (512 + 96**2) * 3072 * 2
     expected = parallel.REPEATS * 2 * 4 * tensor / 4 + 96**2 * 64 * 2 / 2

@@ -27,6 +27,7 @@ def command(model, tmp_path, monkeypatch):
 
     def run(*more):
         usual = ["--model", model, "--size", "256x256", "--base-size", "192", "--steps", "2", "--out", tmp_path / "out"]
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         monkeypatch.setattr("sys.argv", ["x", "generate", *map(str, [*usual, *more])])
         return main()
 
@@ -114,8 +115,7 @@ def test_several_pictures_are_made_once(command, tmp_path, monkeypatch, capsys):
         (("--prompt", "a", "--size", "256"), "write it as WIDTHxHEIGHT"),
     ],
 )
-def test_the_command_says_what_is_wrong(command, more, reason, capsys, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+def test_the_command_says_what_is_wrong(command, more, reason, capsys):
     assert command(*more) == 2
     assert reason in capsys.readouterr().err
 

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import ContextParallelConfig, FluxControlNetModel
 from PIL import Image
 
-from resdit_ext import Unsupported, apply_resdit
+from resdit_ext import ResDiTConfig, Unsupported, apply_resdit, enable_parallelism
 from resdit_ext.generate.pictures import generate
+from resdit_ext.method.layout import Grid, make_layout
+from resdit_ext.seams.joint_processor import share
+from resdit_ext.seams.rotary_diffusers import KeyMask
+from resdit_ext.seams.ulysses_diffusers import Ranks
 from tests import parallel_processes, pipelines
 from tests.training_models import save_pipeline
 
@@ -39,7 +45,7 @@ def found(folder):
     """What each of the two processes found, by the name of a case."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, "-m", "tests.parallel_processes", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=600
     )
@@ -82,7 +88,8 @@ def test_it_is_refused_on_every_rank(found, case, reason):
 
 
 @pytest.mark.parametrize("picture", ["flux", "sd3"])
-def test_the_command_makes_one_processs_picture(found, folder, picture):
+def test_the_command_makes_one_processs_picture(found, folder, picture, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     made, alone = (folder / f"{picture}_{how}.png" for how in ("shared", "alone"))
     (wanted,) = generate(parallel_processes.command(folder, picture, "alone"))
     assert wanted == alone
@@ -102,3 +109,17 @@ def test_xdits_wrappers_are_refused_by_name():
     wrapper = type("xFuserFluxTransformer2DWrapper", (), {})()
     with pytest.raises(Unsupported, match="ParaAttention, xDiT or another engine"):
         apply_resdit(wrapper)
+
+
+def test_what_cannot_be_shared_is_said():
+    fused = pipelines.sd3()
+    fused.fuse_qkv_projections()
+    with pytest.raises(Unsupported, match="FusedJointAttnProcessor2_0 cannot share its tokens"):
+        share(fused)
+    with pytest.raises(Unsupported, match="an attention mask for each of 2 heads"):
+        KeyMask.in_order(torch.ones(1, 2, 1, 9), torch.arange(9))
+    net = FluxControlNetModel(num_layers=1, num_single_layers=0, num_attention_heads=2, attention_head_dim=16)
+    with pytest.raises(Unsupported, match="no plan for sharing the tokens of a FluxControlNetModel"):
+        enable_parallelism(net, ContextParallelConfig(ulysses_degree=2))
+    with pytest.raises(Unsupported, match="1 text tokens are too few for 2 processes"):
+        Ranks(2, 0, False, None).check_lengths(2, 1, make_layout(Grid(8, 8), ResDiTConfig(base_tokens=16)))

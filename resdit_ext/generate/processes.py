@@ -10,6 +10,8 @@ from datetime import timedelta
 
 import torch
 
+from ..seams.ranks import meeting_place
+
 PATIENCE = timedelta(minutes=30)  # while the first decodes and saves, the others wait for its next picture
 
 
@@ -38,7 +40,7 @@ class Processes:
             return [value]
         import torch.distributed as dist
 
-        mine = torch.tensor([value], dtype=torch.float64)
+        mine = torch.tensor([value], dtype=torch.float64, device=meeting_place(None, self.device))
         found = [torch.empty_like(mine) for _ in range(self.count)]
         dist.all_gather(found, mine)
         return [float(one) for one in found]

@@ -29,6 +29,13 @@ def checksum(tensor: Tensor) -> int:
     return int(tensor.detach().contiguous().view(WHOLE_NUMBERS[tensor.element_size()]).sum(dtype=torch.int64))
 
 
+def meeting_place(group: ProcessGroup | None, device: torch.device) -> torch.device:
+    """Where small tensors of a group, or of all ranks, are exchanged: on the CPU where it can, else on a device."""
+    import torch.distributed as dist
+
+    return torch.device("cpu") if "gloo" in str(dist.get_backend(group)) else device
+
+
 def check_same(sums: Mapping[str, int], group: ProcessGroup, device: torch.device) -> None:
     """Raise Unsupported, on every rank of a group, where a checksum differs between its ranks.
 
@@ -39,7 +46,7 @@ def check_same(sums: Mapping[str, int], group: ProcessGroup, device: torch.devic
     """
     import torch.distributed as dist
 
-    mine = torch.tensor(list(sums.values()), device="cpu" if "gloo" in str(dist.get_backend(group)) else device)
+    mine = torch.tensor(list(sums.values()), device=meeting_place(group, device))
     found = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(found, mine, group=group)
     same = (torch.stack(found) == found[0]).all(0).tolist()
