@@ -1,4 +1,4 @@
-"""Settings for tests of the paper's own three phases."""
+"""Settings for tests: of the paper's own three phases, and micro models small enough to be trained here."""
 
 from dataclasses import replace
 
@@ -8,3 +8,12 @@ from resdit_ext import SCALED, ResDiTConfig
 def scaled(**fields: object) -> ResDiTConfig:
     """The layout from scaled positions, every branch exact and fixed borders, except where the fields say otherwise."""
     return replace(SCALED, **fields)
+
+
+def with_one_block(monkeypatch: object) -> None:
+    """Make new micro models of one block of each kind: Muon's bfloat16 takes seconds a step on most CPUs."""
+    from resdit_ext.lab import model  # which needs diffusers
+
+    monkeypatch.setitem(model.FLUX_CONFIG, "num_layers", 1)
+    monkeypatch.setitem(model.FLUX_CONFIG, "num_single_layers", 1)
+    monkeypatch.setitem(model.SD3_CONFIG, "num_layers", 1)

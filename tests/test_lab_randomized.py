@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 from resdit_ext.errors import ResDiTError
 from resdit_ext.lab import train as train_module
 from resdit_ext.lab.methods import METHODS, RANDOMIZED
-from resdit_ext.lab.model import LATENT_CHANNELS, MODELS, load_micro, tokenize, weights_of
+from resdit_ext.lab.model import LATENT_CHANNELS, MODELS, load_micro, tokenize
 from resdit_ext.lab.randomized import RPE2D, AnyPositions, Crop, Randomized, draw, random_crop, render_crop
 from resdit_ext.lab.sampling import sigmas_of
 from resdit_ext.lab.scenes import drawn_patterns, random_scene, render
 from resdit_ext.lab.train import TrainConfig, make_batch, train
 from resdit_ext.method.layout import Grid
 from resdit_ext.seams.training_diffusers import Places
+from tests.settings import with_one_block
 
 ALWAYS = RPE2D(native_share=0)
 
@@ -92,7 +93,8 @@ def test_half_of_the_steps_are_those_of_a_training_without_it():
 def test_its_training_resumes_exactly_and_its_file_is_a_models(tmp_path, monkeypatch, name):
     monkeypatch.setattr(train_module, "SQUARE", (4, 4))
     monkeypatch.setattr(train_module, "BUCKETS", ((3, 5),))
-    config = TrainConfig(4, name, batch=2, save_every=2, start=weights_of(name), positions=ALWAYS)
+    with_one_block(monkeypatch)
+    config = TrainConfig(4, name, batch=2, save_every=2, positions=ALWAYS)
     train(tmp_path / "whole.safetensors", config)
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "flow_loss", fails_at_the_fourth(train_module.flow_loss))
