@@ -22,7 +22,6 @@ from ..method.config import ResDiTConfig
 from ..method.layout import Grid
 from .metrics import GROUND, OBJECT, SKY, segment
 from .model import (
-    PIXELS_PER_TOKEN,
     TEXT_TOKENS,
     MicroModel,
     load_micro,
@@ -31,6 +30,7 @@ from .model import (
     to_latent,
     weights_of,
 )
+from .pixels import PIXELS_PER_TOKEN
 from .sampling import STEPS, euler, sigmas_of
 from .scenes import Scene, depth_map, object_mask
 

@@ -18,7 +18,8 @@ from ..method.layout import Grid, make_layout
 from .evaluate import FIRST_SEED, prompt_of
 from .methods import METHODS, grid_for
 from .metrics import measure
-from .model import PIXELS_PER_TOKEN, MicroModel
+from .model import MicroModel
+from .pixels import PIXELS_PER_TOKEN
 from .sampling import SAMPLERS, STEPS, sample
 from .scenes import parse_prompt
 

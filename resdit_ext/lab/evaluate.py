@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ..method.layout import Grid, make_layout
 from ..method.shift import shift_by_size
@@ -19,6 +17,7 @@ from .methods import METHODS, RANDOMIZED, SHIFT, grid_for
 from .metrics import measure
 from .model import BASE_TOKENS, MicroModel
 from .photographs import TEXTURES, measure_photographs
+from .resume import measured
 from .rivals import RIVALS
 from .sampling import SAMPLERS, sample
 from .scenes import Patterns, drawn_patterns, random_scene, render
@@ -85,22 +84,6 @@ def costs(model: MicroModel) -> Callable[[str, Grid, Grid], float]:
 def prompt_of(seed: int) -> str:
     """The prompt that goes with a seed."""
     return random_scene(np.random.default_rng(seed)).prompt
-
-
-def measured(wanted: Mapping[str, Callable[[], dict[str, float]]], results: Path) -> dict[str, dict[str, float]]:
-    """Measure what is not yet in `results` (one JSON object a line), and return all that is wanted by key."""
-    done = {}
-    if results.is_file():
-        with results.open(encoding="utf8") as lines:
-            done = {row.pop("key"): row for row in map(json.loads, lines)}
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a", encoding="utf8") as out:
-        for key in (bar := tqdm([key for key in wanted if key not in done], desc="evaluate")):
-            bar.set_postfix_str(key)
-            done[key] = wanted[key]()
-            out.write(json.dumps({"key": key} | done[key]) + "\n")
-            out.flush()
-    return {key: done[key] for key in wanted}
 
 
 def evaluate(

@@ -13,10 +13,12 @@ from ..method.config import BALANCED, SCALED
 from ..method.layout import Grid, make_layout
 from .control import CONTROLS, MicroControl, control_error, load_control, sample_controlled
 from .demo import contact_sheet, save_sheet
-from .evaluate import FIRST_SEED, key_of, measured
+from .evaluate import FIRST_SEED, key_of
 from .methods import grid_for
 from .metrics import measure
-from .model import BASE_TOKENS, PIXELS_PER_TOKEN
+from .model import BASE_TOKENS
+from .pixels import PIXELS_PER_TOKEN
+from .resume import measured
 from .sampling import sample
 from .scenes import WIDE_ROOM, Scene, depth_map, random_scene
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ..method.layout import Grid
 from .scenes import COLOURS, GROUNDS, SHAPES, parse_prompt
 
-PIXELS_PER_TOKEN = 4
 BASE_TOKENS = 16 * 16
 TEXT_TOKENS = 32  # one text token per eight image tokens, as FLUX.1 at 1024 px
 JOINT, POOLED, LATENT_CHANNELS = 64, 32, 12

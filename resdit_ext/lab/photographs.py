@@ -14,7 +14,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 
 from ..method.layout import Layout
-from .metrics import SEEN_IOU, contrast, explained, high_band, seam
+from .metrics import SEEN_IOU, contrast, explained
+from .pixels import high_band, seam
 from .scenes import Patterns, Scene, drawn_patterns, render
 
 REDUCTION = {"brick": 4, "grass": 3, "gravel": 3}  # of scikit-image's 512 x 512 pixels
