@@ -1,4 +1,4 @@
-"""`python -m resdit_ext`: generate, demo, page, gallery, evaluation, training, benchmark, models and doctor."""
+"""`python -m resdit_ext`: generate, field test, demo, page, gallery, evaluation, training, benchmark, models, doctor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from .errors import ResDiTError
+from .field.command import add_arguments
+from .field.command import run as run_field_test
 from .generate import command as generate
 from .method.config import PRESETS, check_number
 
@@ -221,6 +223,10 @@ def parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--json", type=Path, help="write rows and environment here")
     benchmark.add_argument("--readme", type=Path, help="put the table between this file's marks")
     benchmark.set_defaults(run=run_benchmark)
+
+    field_test = commands.add_parser("field-test", help="compare the methods on your own GPU with your own model")
+    add_arguments(field_test)
+    field_test.set_defaults(run=run_field_test)
 
     doctor = commands.add_parser("doctor", help="say whether a WebUI has what the extension needs")
     doctor.add_argument("host", nargs="?", type=Path, help="a WebUI's folder (default: the running environment)")

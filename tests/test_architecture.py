@@ -21,7 +21,7 @@ FLOORS = (
     ("families",),
     ("hosts",),
     ("webui",),
-    ("doctor", "supported", "readme", "lab", "training", "generate", "__main__"),
+    ("doctor", "supported", "readme", "lab", "training", "generate", "field", "__main__"),
 )
 PACKAGE = "resdit_ext"
 ROOT = Path(__file__).parents[1] / PACKAGE

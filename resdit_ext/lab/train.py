@@ -19,8 +19,6 @@ from ..method.layout import Grid
 from .control import CONTROLS, hint_of
 from .model import MODELS, load_weights, pictures_to_tokens, save_weights, tokenize
 from .photographs import TEXTURES
-from .model import MODELS, load_weights, pictures_to_tokens, save_weights, tokenize
-from .photographs import TEXTURES
 from .pixels import PIXELS_PER_TOKEN
 from .randomized import RPE2D, AnyPositions, Crop, draw, render_crop
 from .scenes import LONG_FRAME_ROOM, ROOM, WIDE_ROOM, is_long, random_scene
