@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import ResDiTError
+from ..method.config import check_number
 from .making import Maker
 from .plan import METHODS, SAMPLERS, SIZES, FieldOptions
 
@@ -53,15 +54,24 @@ def maker_of(args: argparse.Namespace, options: FieldOptions) -> Maker:
         from .micro import MicroMaker
 
         return MicroMaker(args.model, options)
-    from .pipelines import PipelineMaker, device_of, loaded, random_flux
+    import torch
 
-    device = device_of(args.device)
+    from ..families import family_of_class
+    from .pipelines import PipelineMaker
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16  # which few CPUs compute with at any speed
     if args.model == RANDOM:
-        pipe, family = random_flux(device, args.depth, args.heads)
+        from .random_flux import random_flux
+
+        pipe, inputs = random_flux(device, dtype, args.depth, args.heads)
+        family, name = family_of_class(type(pipe.transformer).__name__), f"{RANDOM} {args.depth}, {args.heads} heads"
     else:
-        pipe, family = loaded(Path(args.model), args.components, device)
-    name = Path(args.model).name
-    return PipelineMaker(pipe, family, name, options, args.base_size, device, args.offload, args.tiled_vae)
+        from ..hosts.diffusers.loading import load_pipeline
+
+        pipe, family = load_pipeline(Path(args.model), args.components, dtype)
+        inputs, name = None, Path(args.model).name
+    return PipelineMaker(pipe, family, name, options, args.base_size, device, args.offload, args.tiled_vae, inputs)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from .page import write_page
     from .summary import report, table
 
+    check_number("base_size", args.base_size, 64, 2048, whole=True)
     options = FieldOptions(
         args.prompts, args.sizes, args.methods, args.steps, args.sampler, page_megabytes=args.page_megabytes
     )

@@ -22,7 +22,7 @@ from ...method.shift import shifted_sigmas
 from ...seams.rotary_diffusers import RotaryProcessors
 from ...seams.ulysses_diffusers import ranks_of
 
-TEXT, STEPS = 512, 35
+TEXT, STEPS, HEADS = 512, 35, 24
 PIXELS_PER_TOKEN = 16
 FLUX_DEV = dict(
     patch_size=1,
@@ -30,7 +30,7 @@ FLUX_DEV = dict(
     num_layers=19,
     num_single_layers=38,
     attention_head_dim=128,
-    num_attention_heads=24,
+    num_attention_heads=HEADS,
     joint_attention_dim=4096,
     pooled_projection_dim=768,
     guidance_embeds=True,
@@ -47,20 +47,20 @@ SETTINGS = {
 Calls = list[tuple[float, Phase | None, Callable[[], object]]]
 
 
-def made(cls: Callable[..., nn.Module], device: str, double: int, single: int) -> nn.Module:
-    """A model of FLUX.1-dev's width with so many blocks, in bfloat16 with random weights, made on the device."""
+def made(cls: Callable[..., nn.Module], device: str, double: int, single: int, heads: int = HEADS) -> nn.Module:
+    """A model of FLUX.1-dev's shapes with so many blocks and heads, in bfloat16, random, made on the device."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            return cls(**FLUX_DEV | dict(num_layers=double, num_single_layers=single)).eval()
+            return cls(**FLUX_DEV | dict(num_layers=double, num_single_layers=single, num_attention_heads=heads)).eval()
     finally:
         torch.set_default_dtype(before)
 
 
-def model(device: str, blocks: tuple[int, int] = (19, 38)) -> FluxTransformer2DModel:
+def model(device: str, blocks: tuple[int, int] = (19, 38), heads: int = HEADS) -> FluxTransformer2DModel:
     """FLUX.1-dev's transformer."""
-    return made(FluxTransformer2DModel, device, *blocks)
+    return made(FluxTransformer2DModel, device, *blocks, heads)
 
 
 def inputs(pixels: int, device: str) -> dict[str, Tensor]:
