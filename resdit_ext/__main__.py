@@ -148,7 +148,7 @@ def run_models(args: argparse.Namespace) -> int:
 def run_benchmark(args: argparse.Namespace) -> int:
     from .lab.benchmarks.report import benchmark
 
-    benchmark(args.device, args.json, args.readme, args.parallel)
+    benchmark(args.device, args.json, args.readme, args.parallel, args.trial)
     return 0
 
 
@@ -222,6 +222,7 @@ def parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--parallel", action="store_true", help="instead: what several devices save and send")
     benchmark.add_argument("--json", type=Path, help="write rows and environment here")
     benchmark.add_argument("--readme", type=Path, help="put the table between this file's marks")
+    benchmark.add_argument("--trial", action="store_true", help="instead: see that the rows that need a GPU work")
     benchmark.set_defaults(run=run_benchmark)
 
     field_test = commands.add_parser("field-test", help="compare the methods on your own GPU with your own model")

@@ -4,10 +4,12 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from resdit_ext.__main__ import main
-from resdit_ext.lab.benchmarks import api, counted, parallel, table, timed, whole
+from resdit_ext.lab.benchmarks import api, counted, flux, parallel, table, timed, whole
 from resdit_ext.lab.benchmarks.table import Row, markdown, ratio
+from resdit_ext.method.phases import Phase
 from tests.settings import scaled
 
 
@@ -71,6 +73,25 @@ def test_shares_and_local_calls(small, monkeypatch):
 def test_rows_that_need_a_gpu_are_listed_without_one():
     rows = whole.rows("cpu")
     assert rows and all(row.value is None and row.how == "needs `--device cuda`" for row in rows)
+
+
+def test_the_rows_that_need_a_gpu_work_on_a_small_model(monkeypatch):
+    monkeypatch.setattr(whole, "ROUNDS", 1)
+    monkeypatch.setattr(whole, "TRIAL", dataclasses.replace(whole.TRIAL, pixels=128, base=32))
+    rows = whole.rows("cpu", trial=True)
+    assert len(rows) == 2 * len(whole.AIMS) and all(row.value is not None and not row.target for row in rows)
+
+
+def test_every_tensor_of_a_call_is_on_the_models_device(monkeypatch):
+    """On a device without data, where a tensor of another device cannot take part."""
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
+    with torch.inference_mode():
+        transformer, kinds = flux.model("meta", (1, 1), 1), set()
+        for config in flux.SETTINGS.values():
+            for _, phase, call in flux.calls(transformer, config, 2048, "meta"):
+                assert call()[0].device.type == "meta"
+                kinds.add(phase)
+    assert kinds == set(Phase)
 
 
 def test_a_runs_time_is_each_phases_call_times_its_steps(monkeypatch):

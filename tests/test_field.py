@@ -1,12 +1,16 @@
 """The field test: its plan, its measures, its folder and its page, on a micro model and on pictures that are drawn."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from transformers import CLIPConfig, CLIPModel
 
 from resdit_ext import ResDiTError
 from resdit_ext.__main__ import main
+from resdit_ext.field.clip import find_clip
 from resdit_ext.field.kit import PICTURES, ROWS, FieldTest
 from resdit_ext.field.making import Made
 from resdit_ext.field.measures import figures_of, repetition
@@ -178,3 +182,29 @@ def test_the_command_makes_every_picture_of_a_micro_model(micro):
     assert not any("error" in row for row in written["rows"].values())
     assert set(written["rows"]["00/2K/Balanced"]["parts"]) == {"layout", "fused"}
     assert str(micro) not in (micro / "report.json").read_text()
+
+
+def test_a_webui_needs_neither_diffusers_nor_scipy():
+    lines = (
+        "import sys",
+        "sys.modules.update(diffusers=None, scipy=None, skimage=None)",
+        "from resdit_ext.field import clip, command, kit, page, summary, webui",
+    )
+    subprocess.run([sys.executable, "-c", "; ".join(lines)], check=True)
+
+
+def test_a_clip_on_this_computer_scores_and_a_folder_without_one_is_refused(tmp_path):
+    small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    text, vision = dict(vocab_size=4, eos_token_id=1, **small), dict(image_size=16, patch_size=8, **small)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(tmp_path)
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    name, score = find_clip(tmp_path)
+    here, there = score(drawn(1, 40), "a b"), score(drawn(2, 40)[:, :30], "a b")
+    assert name == tmp_path.name and -100 <= here <= 100 and here != there
+    with pytest.raises(
+        ResDiTError, match=r"clip is .*nothing', which cannot be loaded .*; name a folder of a CLIPModel"
+    ):
+        find_clip(tmp_path / "nothing")

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", type=names, default=METHODS, help=f"(default {','.join(METHODS)})")
     parser.add_argument("--steps", type=int, default=28, help="(default 28)")
     parser.add_argument("--sampler", default="Euler", help=f"{', '.join(SAMPLERS)} (default Euler)")
+    parser.add_argument("--guidance", type=float, help="default: the pipeline's own; in a WebUI a CFG Scale of 1")
     parser.add_argument("--base-size", type=int, default=1024, help="pixels a side that the model was trained at")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--offload", action="store_true", help="keep on the GPU only the part that is at work")
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_number("base_size", args.base_size, 64, 2048, whole=True)
     options = FieldOptions(
-        args.prompts, args.sizes, args.methods, args.steps, args.sampler, page_megabytes=args.page_megabytes
+        args.prompts, args.sizes, args.methods, args.steps, args.sampler, args.guidance, args.page_megabytes
     )
     maker = maker_of(args, options)
     clip, score = find_clip(args.clip)

@@ -56,7 +56,7 @@ class FieldTest:
     def check_settings(self, about: dict[str, object]) -> None:
         """Raise ResDiTError where the folder has a test of another model, or with other steps or sampler."""
         now = {"model": about["model"], "base": self.maker.base, "version": __version__}
-        now |= {"steps": self.options.steps, "sampler": self.options.sampler}
+        now |= {"steps": self.options.steps, "sampler": self.options.sampler, "guidance": self.options.guidance}
         file = self.folder / SETTINGS
         self.folder.mkdir(parents=True, exist_ok=True)
         if file.is_file() and (before := json.loads(file.read_text(encoding="utf8"))) != now:

@@ -175,6 +175,8 @@ class PipelineMaker:
             watch.mark(part_of(step))
             return given
 
+        if self.options.guidance is not None:
+            more["guidance_scale"] = self.options.guidance
         with timed(pipe, watch, notes, self.tiled):
             return pipe(
                 **(self.inputs or {"prompt": order.scene.prompt}),

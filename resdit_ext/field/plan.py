@@ -57,6 +57,7 @@ class FieldOptions:
         sizes, methods: which, in this order.
         steps: of every picture; the hires pass runs half as many at its size.
         sampler: "Euler", "Euler a" (micro models and WebUIs) or "LCM".
+        guidance: None for the pipeline's own, or in a WebUI for a CFG Scale of 1, as FLUX needs it.
         page_megabytes: about how large the page may be; its pictures are reduced for that.
     """
 
@@ -65,12 +66,15 @@ class FieldOptions:
     methods: tuple[str, ...] = METHODS
     steps: int = 28
     sampler: str = "Euler"
+    guidance: float | None = None
     page_megabytes: int = field(default=150, compare=False)
 
     def __post_init__(self) -> None:
         check_number("prompts", self.prompts, 1, len(SCENES), whole=True)
         check_number("steps", self.steps, 2, 150, whole=True)
         check_number("page_megabytes", self.page_megabytes, 1, 2000, whole=True)
+        if self.guidance is not None:
+            check_number("guidance", self.guidance, 0, 30)
         check_choice("sampler", self.sampler, SAMPLERS)
         for name, allowed in (("sizes", tuple(SIZES)), ("methods", METHODS)):
             if not getattr(self, name):

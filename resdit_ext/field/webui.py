@@ -98,7 +98,7 @@ class WebUIMaker:
             "steps": self.options.steps,
             "sampler_name": self.options.sampler,
             "scheduler": "Simple",
-            "cfg_scale": 1,
+            "cfg_scale": 1 if self.options.guidance is None else self.options.guidance,
             "save_images": False,
             "alwayson_scripts": {TITLE: {"args": [ours]}},
             **size,

@@ -36,7 +36,9 @@ def environment(device: str) -> dict[str, str]:
     }
 
 
-def benchmark(device: str, figures: Path | None = None, readme: Path | None = None, several: bool = False) -> None:
+def benchmark(
+    device: str, figures: Path | None = None, readme: Path | None = None, several: bool = False, trial: bool = False
+) -> None:
     """Measure all rows on `device` ("cpu" or "cuda") and print the table.
 
     Of several processes, which torchrun has started, the first does.
@@ -46,10 +48,14 @@ def benchmark(device: str, figures: Path | None = None, readme: Path | None = No
         figures: where rows and environment are written as JSON.
         readme: the file that gets the table, between its marks.
         several: the rows of several devices, instead of one's.
+        trial: only the rows that need a GPU, with a small model, to see that they work on this device.
     """
     name = "parallel" if several else "benchmarks"
     if readme:
         part(readme, name)  # a file without its marks is refused before minutes of measuring
+    if trial:
+        print(markdown(whole.rows(device, trial=True)))
+        return
     found: list[Row] = (
         parallel.rows(device) if several else [*counted.rows(), *timed.rows(device), *api.rows(), *whole.rows(device)]
     )
