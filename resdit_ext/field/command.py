@@ -18,8 +18,9 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+def add_to(commands: argparse._SubParsersAction) -> None:
+    """Add the command to a command line."""
+    parser = commands.add_parser("field-test", help="compare the methods on your own GPU with your own model")
     parser.add_argument(
         "--model", help=f"a folder in diffusers' format, a transformer's .safetensors, {', '.join(MICRO)} or {RANDOM}"
     )
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", type=Path, help="folder of a CLIPModel (default: one in transformers' cache, if any)")
     parser.add_argument("--page-megabytes", type=int, default=150, help="about how large the page may be (default 150)")
     parser.add_argument("--retry", action="store_true", help="try pictures again that could not be made")
+    parser.set_defaults(run=run)
 
 
 def maker_of(args: argparse.Namespace, options: FieldOptions) -> Maker:

@@ -9,11 +9,11 @@ import torch
 import transformers
 
 from ..errors import ResDiTError
-from ..families import Family, family_of_class
+from ..families import Family
 from ..hosts.diffusers import apply_resdit, enable_parallelism
+from ..hosts.diffusers.loading import load_pipeline
 from ..method.layout import make_layout
 from ..method.run import Run
-from ..training.parts import INDEX, ModelParts, read_json
 from .options import GenerateOptions
 from .processes import Processes
 
@@ -31,28 +31,6 @@ class Loaded:
     pipe: diffusers.DiffusionPipeline
     family: Family
     run: Run
-
-
-def read(options: GenerateOptions, dtype: torch.dtype) -> diffusers.DiffusionPipeline:
-    """The pipeline of a folder, or of a folder with the transformer of a file."""
-    folder, file = options.model, None
-    if options.model.is_file():
-        folder, file = options.components, options.model
-        if folder is None or file.suffix != ".safetensors":
-            raise ResDiTError(
-                f"model is {str(options.model)!r}, a file; it must be a transformer's .safetensors, and --components a "
-                "folder of the same model in diffusers' format, for its text encoders and autoencoder"
-            )
-    if not (folder / INDEX).is_file():
-        raise ResDiTError(f"{str(folder)!r} is no folder of a diffusers pipeline: there is no {INDEX} in it")
-    cls = read_json(folder / INDEX).get("transformer", [None, ""])[1]
-    family = family_of_class(cls)
-    if family is None:
-        raise ResDiTError(f"the transformer of {str(folder)!r} is {cls!r}, which is of no supported family")
-    given = {} if file is None else {"transformer": ModelParts(family, folder, file).transformer(dtype)}
-    return diffusers.DiffusionPipeline.from_pretrained(
-        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, **given
-    )
 
 
 def share_heads(pipe: diffusers.DiffusionPipeline, family: Family, options: GenerateOptions, count: int) -> None:
@@ -80,9 +58,10 @@ def load(options: GenerateOptions, processes: Processes) -> Loaded:
             library.utils.logging.set_verbosity_error()
     if options.share == "halves" and processes.count not in (1, 2):
         raise ResDiTError(f"share is 'halves' with {processes.count} processes; start two, or share 'heads'")
-    pipe = read(options, getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32")))
+    dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
+    pipe, family = load_pipeline(options.model, options.components, dtype)
     pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, stochastic_sampling=options.sampler == "LCM")
-    family, group = family_of_class(type(pipe.transformer).__name__), None
+    group = None
     if processes.count > 1:
         if options.share == "heads":
             share_heads(pipe, family, options, processes.count)
