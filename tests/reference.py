@@ -105,7 +105,7 @@ def equidistant(length, maximal):
 def ids_of(text, pos, others=None, first=0.0):
     """(T + L, 3) ids: `others` (T, 3), or zeros for text, then (first, row, column)."""
     image = np.asarray(pos, dtype=np.float64).reshape(-1, 2)
-    others = np.zeros((text, 3)) if others is None else np.asarray(others, dtype=np.float64)
+    others = np.zeros((text, 3)) if others is None else np.asarray(others, dtype=np.float64).reshape(-1, 3)
     return np.concatenate([others, np.column_stack([np.full(len(image), first), image])])
 
 

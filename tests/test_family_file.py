@@ -69,8 +69,8 @@ def lumen(tmp_path, monkeypatch):
 
 def test_it_is_found_last_and_the_others_first(lumen):
     names = [family.name for family in families.families()]
-    assert names == ["FLUX.1", "SD3", "Chroma", "Krea 2", "Lumen"]
-    with pytest.raises(Unsupported, match=r"\(FLUX.1, SD3, Chroma, Krea 2, Lumen\)"):
+    assert names[:3] == ["FLUX.1", "SD3", "Chroma"] and names[-1] == "Lumen"
+    with pytest.raises(Unsupported, match=r"\(FLUX.1, SD3, Chroma, .*, Lumen\)"):
         identify(nn.Linear(1, 1))
 
 
@@ -114,10 +114,13 @@ def test_the_forecast_the_routes_and_the_doctor_know_it(lumen, tmp_path):
     assert made.activations == (64 + 192**2) * 640 * 20 * 2 != usual.activations
     query = dict(width="3072", height="3072", steps="20", size="3K", model="lumen")
     assert routes.forecast_of_query(query)["activation_bytes"] == made.activations
-    with pytest.raises(ResDiTError, match="model is 'luna'; choose one of 'flux', 'sd3', 'chroma', 'krea2', 'lumen'"):
+    with pytest.raises(
+        ResDiTError,
+        match="model is 'luna'; choose one of 'flux', 'sd3', 'chroma', .*, 'lumen'",
+    ):
         routes.forecast_of_query(query | {"model": "luna"})
     host = checkout(tmp_path / "host", FLUX["Forge"])
-    assert "not in this WebUI: Chroma, Krea 2, Lumen" in str(doctor.examine(host))
+    assert re.search("not in this WebUI: Chroma, .*Lumen", str(doctor.examine(host)))
     (host / "backend" / "nn" / "lumen.py").write_text("def attention(q, k, v, pe): pass")
     assert "models: Lumen 1 (by a test)" in str(doctor.examine(host))
     (host / "backend" / "nn" / "lumen.py").write_text("def attention(x): pass")

@@ -63,12 +63,16 @@ APPROXIMATOR = dict(guidance_out_dim=64, guidance_hidden_dim=32, guidance_n_laye
 APPROXIMATOR |= dict(in_dim=64, out_dim=64, hidden_dim=32, n_layers=1, txt_ids_dims=[])
 # Models that some hosts alone have: their classes there, and what makes one tiny.
 KREA2 = dict(features=64, heads=2, kvheads=1, tdim=16, txtdim=32, txtheads=2, txtkvheads=2, txtlayers=3, layers=2)
-NEXT = dict(in_channels=16, n_layers=2, n_refiner_layers=1, n_kv_heads=2, multiple_of=32, ffn_dim_multiplier=1.0)
+NEXT = dict(in_channels=16, n_layers=2, n_refiner_layers=1, multiple_of=32, ffn_dim_multiplier=1.0)
 NEXT |= dict(qk_norm=True, cap_feat_dim=32)
+NEXT_CLASSES = {"neo": "backend.nn.lumina:NextDiT", "ersatz": "backend.nn.lumina2:Lumina2DiT"}
 KINDS = {
     "krea2": ({"neo": "backend.nn.krea:SingleStreamDiT", "ersatz": "backend.nn.krea2:SingleStreamDiT"}, KREA2),
+    "zimage": (NEXT_CLASSES, NEXT | dict(dim=256, n_heads=4, n_kv_heads=4, axes_dims=(16, 24, 24), rope_theta=256.0)),
+    "lumina2": (NEXT_CLASSES, NEXT | dict(dim=72, n_heads=2, n_kv_heads=1, axes_dims=(12, 12, 12), rope_theta=10000.0)),
 }
-MULTIPLE = {"krea2": 1}  # of which a picture's tokens are made one by pads
+KINDS["zimage"][1].update(pad_tokens_multiple=32, z_image_modulation=True, z_modulation=True)
+MULTIPLE = {"krea2": 1, "zimage": 32, "lumina2": 1}  # of which a picture's tokens are made one by pads
 TEXT = 24  # text tokens of `conditioning`
 TABLE, TABLE_STEP = 24, 1 / 3  # SD3's table: indices a side, and how far apart two of them are
 SD3 = dict(
@@ -172,6 +176,10 @@ def build_chroma(host: str, seed: int = 0) -> nn.Module:
 def build(host: str, kind: str, seed: int = 0) -> nn.Module:
     """The host's model of a kind with random weights, in plain torch layers, its queries and keys with a gain."""
     torch.manual_seed(seed)
+    if host == "ersatz":
+        from modules import shared
+
+        shared.opts.data |= {"dynamicPE_lumina2": 0, "scalePE_lumina2": 0}
     classes, config = KINDS[kind]
     model = construct(classes[host], config)
     for name, parameter in model.named_parameters():
@@ -194,10 +202,11 @@ def text_of(host: str, kind: str, batch: int, seed: int) -> Tensor:
 
 
 def ids_of_others(kind: str, text: int, pads: int) -> dict[str, object]:
-    """The ids of a kind's text and pads, and the picture's on the first axis, as `reference.resdit` takes them."""
+    """The ids of a kind's text, if any, and pads, and the picture's on the first axis, for `reference.resdit`."""
     if kind == "krea2":
         return {"others": [(0, 0, 0)] * text}
-    return {"others": [(i + 1, 0, 0) for i in range(text)] + [(0, 0, 0)] * pads, "first": text + 1}
+    whole = TEXT + -TEXT % MULTIPLE[kind]
+    return {"others": [(i + 1, 0, 0) for i in range(text)] + [(0, 0, 0)] * pads, "first": whole + 1}
 
 
 def build_sd3(host: str, seed: int = 0) -> nn.Module:
