@@ -116,7 +116,7 @@ def test_the_forecast_the_routes_and_the_doctor_know_it(lumen, tmp_path):
     assert routes.forecast_of_query(query)["activation_bytes"] == made.activations
     with pytest.raises(
         ResDiTError,
-        match="model is 'luna'; choose one of 'flux', 'sd3', 'chroma', .*, 'lumen'",
+        match=r"model is 'luna'; choose one of 'flux', 'sd3', 'chroma', .*, 'lumen'",
     ):
         routes.forecast_of_query(query | {"model": "luna"})
     host = checkout(tmp_path / "host", FLUX["Forge"])

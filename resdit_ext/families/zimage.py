@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ..method.layout import Grid
+from ..seams.latents_diffusers import Call, LatentProcessors, by_dispatcher
 from ..seams.rotary import KernelAfterRotation, RotaryBlocks
-from ..seams.sequence import Arrangement
+from ..seams.sequence import Arrangement, Rotation, TokenSequence
 from . import Family, Support
 
 PADDED_TO = 32  # tokens
@@ -35,7 +37,46 @@ def refusal(model: object) -> str | None:
     return refusal_of_next(model)
 
 
+def refusal_of_call(given: Call) -> str | None:
+    """Why the method cannot be used in a call of diffusers' transformer, or None."""
+    pictures = given["x"]
+    if isinstance(pictures[0], list):
+        return "Z-Image with pictures as conditions (Omni) is not supported yet"
+    if given.get("controlnet_block_samples") is not None:
+        return "a ControlNet for Z-Image is not supported yet"
+    if len({picture.shape for picture in pictures}) > 1 or pictures[0].shape[1] > 1:
+        return "pictures of several sizes in one call, or of several frames, are not supported"
+    return None
+
+
+def texts(given: Call) -> list[int]:
+    """Tokens of each picture's text, with its pads."""
+    return [len(text) + -len(text) % PADDED_TO for text in given["cap_feats"]]
+
+
+def only(given: Call, index: int) -> Call:
+    """The arguments of a call for one picture alone."""
+    return {**given, **{name: given[name][index : index + 1] for name in ("x", "t", "cap_feats")}}
+
+
+def pads(grid: Grid) -> tuple[tuple[float, ...], ...]:
+    """The ids of a picture's pads."""
+    return ((0.0, 0.0, 0.0),) * (-grid.tokens % PADDED_TO)
+
+
+def alone(rotation: Rotation, text: int, grid: Grid) -> TokenSequence:
+    """diffusers' picture, which begins behind the text's end, and its pads."""
+    return TokenSequence(rotation, 0, pads(grid), (text + 1.0, 0.0, 0.0))
+
+
+def sequence(rotation: Rotation, text: int, grid: Grid) -> TokenSequence:
+    """diffusers' picture, its pads, and text."""
+    of_text = tuple((i + 1.0, 0.0, 0.0) for i in range(text))
+    return TokenSequence(rotation, 0, pads(grid) + of_text, (text + 1.0, 0.0, 0.0))
+
+
 NEEDS = ("attention_function", "rope_embedder")
+CLASS, KERNEL = "ZImageTransformer2DModel", "dispatch_attention_fn"
 MODELS = "Z-Image, Z-Image Turbo"
 FAMILY = Family(
     name="Z-Image",
@@ -49,9 +90,26 @@ FAMILY = Family(
         embedder="rope_embedder",
         hidden_size=lambda model: model.dim,
     ),
+    diffusers={
+        CLASS: LatentProcessors(
+            latents="x",
+            time="t",
+            texts=texts,
+            only=only,
+            refusal=refusal_of_call,
+            sequence=sequence,
+            alone=alone,
+            axes_dim="axes_dims",
+            rotation="freqs_cis",
+            attention="attention",
+            kernels=by_dispatcher,
+            needed=(KERNEL,),
+        ).around_calls
+    },
     support={
         "Forge Neo": Support(MODELS, {"backend/nn/lumina.py": ("NextDiT", "pad_tokens_multiple", *NEEDS)}),
         "ersatzForge": Support(MODELS, {"backend/nn/lumina2.py": ("Lumina2DiT", "pad_tokens_multiple", *NEEDS)}),
+        "diffusers": Support(MODELS, {"models/transformers/transformer_z_image.py": (CLASS, KERNEL)}),
     },
     hidden_size=3840,
     longest_text=512,

@@ -29,12 +29,15 @@ def check_names(processors: Iterable[object], needed: Iterable[str]) -> None:
             )
 
 
-def calling(processor: object, replaced: Mapping[str, Callable[[object], object]]) -> tuple[object, str, Callable]:
+def calling(
+    processor: object, replaced: Mapping[str, Callable[[object], object]], dropped: str | None = None
+) -> tuple[object, str, Callable]:
     """For `intercepted`: have a processor call other functions than its module's.
 
     Args:
         processor: that attends.
         replaced: by name in the module, own function -> the one to call.
+        dropped: a keyword argument for which it is given None, or none such.
     """
     function = type(processor).__call__
     own = function.__globals__
@@ -42,6 +45,6 @@ def calling(processor: object, replaced: Mapping[str, Callable[[object], object]
 
     @torch.compiler.disable  # a compiled model would look the names up in the module again
     def around(_: Callable, *args: object, **kwargs: object) -> object:
-        return mine(*args, **kwargs)
+        return mine(*args, **kwargs if dropped is None else kwargs | {dropped: None})
 
     return processor, "__call__", around

@@ -31,7 +31,7 @@ from ..monkeypatch import intercepted
 from .processors import calling, check_names
 from .ranks import check_call
 from .rotary import image_ids
-from .sequence import Rotation, TokenSequence
+from .sequence import Rotation, TokenSequence, divided
 from .ulysses_diffusers import Ranks, between_exchanges, check_exchange, ranks_of
 
 NEEDED = ("apply_rotary_emb", "dispatch_attention_fn")
@@ -214,10 +214,7 @@ class RotaryProcessors:
 
             def on_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 if q.shape[1] != whole:
-                    raise Unsupported(
-                        f"attention is given {q.shape[1]} tokens of {whole}: an engine that divides the tokens among "
-                        "devices is at work, beside which ResDiT cannot run; switch one of the two off"
-                    )
+                    raise Unsupported(divided(q.shape[1], whole))
                 q, k, v = (x.transpose(1, 2) for x in (q, k, v))
                 plan = plan_for(run, layout, text, embed, q.device)
                 return resdit_attention(q, k, v, plan, phase, attend).unflatten(2, (q.shape[1], -1))

@@ -27,6 +27,14 @@ def too_few(tokens: int, whole: int) -> str:
     return f"attention has {tokens} tokens of the {whole} of text and picture; another extension takes some out"
 
 
+def divided(tokens: int, whole: int) -> str:
+    """Why an attention of diffusers' with another number of tokens than there are cannot be replaced."""
+    return (
+        f"attention is given {tokens} tokens of {whole}: an engine that divides the tokens among devices is at work, "
+        "beside which ResDiT cannot run; switch one of the two off"
+    )
+
+
 @dataclass(frozen=True)
 class Rotation:
     """How a model rotates queries and keys by ids, one for each axis.

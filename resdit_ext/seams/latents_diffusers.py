@@ -1,0 +1,215 @@
+"""diffusers' transformers that make their tokens of latents themselves, and have blocks over the picture alone.
+
+Their processors rotate q and k only where they are given a rotation, and attend by a function of their module; for one
+call they are given none, and the method is put in place of the function. Pictures whose sequences differ are called one
+by one, so that no mask is needed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import Unsupported
+from ..method.in_attention import Attend, plan_for, resdit_attention
+from ..method.layout import Grid, Layout
+from ..method.layout_steps import BaseView, layout_prediction
+from ..method.phases import Phase
+from ..method.run import Run
+from ..monkeypatch import intercepted
+from .processors import calling, check_names
+from .sequence import Rotation, TokenSequence, divided
+
+PATCH = 2  # latent pixels a side of a token
+Call = Mapping[str, object]  # the arguments of a transformer's call, by name
+Kernels = Mapping[str, Callable[[object], object]]  # by name in the processor's module: its own -> ours
+Method = Callable[[Tensor, Tensor, Tensor, Attend], Tensor]  # of q, k, v (B, heads, L, D) and the kernel
+
+
+def by_dispatcher(method: Method) -> Kernels:
+    """diffusers' own dispatcher, of q, k, v (B, L, heads, D), replaced by the method."""
+
+    def make(own: Callable) -> Callable:
+        def dispatch(q: Tensor, k: Tensor, v: Tensor, *args: object, **given: object) -> Tensor:
+            def attend(*parts: Tensor) -> Tensor:
+                return own(*(x.transpose(1, 2) for x in parts), *args, **given).flatten(2, 3)
+
+            out = method(*(x.transpose(1, 2) for x in (q, k, v)), attend)
+            return out.unflatten(2, (q.shape[2], -1))
+
+        return dispatch
+
+    return {"dispatch_attention_fn": make}
+
+
+def by_torch(method: Method) -> Kernels:
+    """torch's kernel, of q, k, v (B, heads, L, D), replaced by the method."""
+
+    def make(own: object) -> object:
+        def kernel(q: Tensor, k: Tensor, v: Tensor, **given: object) -> Tensor:
+            def attend(*parts: Tensor) -> Tensor:
+                return own.scaled_dot_product_attention(*parts, **given).transpose(1, 2).flatten(2)
+
+            return method(q, k, v, attend).unflatten(2, (q.shape[1], -1)).transpose(1, 2)
+
+        return SimpleNamespace(scaled_dot_product_attention=kernel)
+
+    return {"F": make}
+
+
+@dataclass(frozen=True)
+class LatentProcessors:
+    """How such a transformer is called, and how it attends.
+
+    Its prediction is minus the velocity, and its time 1 minus the noise level.
+
+    Attributes:
+        latents: the argument that has the pictures: latents (B, C, H, W), or a list of (C, 1, H, W).
+        time: the argument that has the time.
+        texts: how many tokens of text each picture of a call has in the joint attention.
+        only: the arguments of a call for one picture alone, by its number.
+        refusal: why the method cannot be used in a call, or None.
+        sequence: (rotation, tokens of text, grid) -> the sequence of the joint attention.
+        alone: (rotation, tokens of text, grid) -> the sequence of the attention to the picture alone.
+        axes_dim: the attribute of its embedder that has the channels of each axis.
+        rotation: the argument of its processors that has the rotation.
+        attention: the attribute of its blocks that has the processor.
+        kernels: makes of the method what the processors are to call instead.
+        needed: names that the processors use.
+    """
+
+    latents: str
+    time: str
+    texts: Callable[[Call], Sequence[int]]
+    only: Callable[[Call, int], Call]
+    refusal: Callable[[Call], str | None]
+    sequence: Callable[[Rotation, int, Grid], TokenSequence]
+    alone: Callable[[Rotation, int, Grid], TokenSequence]
+    axes_dim: str
+    rotation: str
+    attention: str
+    kernels: Callable[[Method], Kernels]
+    needed: tuple[str, ...]
+
+    def processors(self, transformer: nn.Module) -> dict[str, list[object]]:
+        """What attends to the picture alone and to all; raises Unsupported where it does so in an unknown way."""
+        found = {
+            name: [getattr(block, self.attention).processor for block in getattr(transformer, name)]
+            for name in ("noise_refiner", "layers")
+        }
+        check_names([each for processors in found.values() for each in processors], self.needed)
+        return found
+
+    def stacked(self, given: Call) -> Tensor:
+        """The latents (B, C, H, W) of a call."""
+        latents = given[self.latents]
+        return latents if isinstance(latents, Tensor) else torch.stack(list(latents)).squeeze(2)
+
+    def with_latents(self, given: Call, latents: Tensor, level: float) -> Call:
+        """The arguments with other latents (B, C, H, W), at another noise level."""
+        own = given[self.latents]
+        mine = latents if isinstance(own, Tensor) else list(latents.unsqueeze(2))
+        return {**given, self.latents: mine, self.time: torch.full_like(given[self.time], 1 - level)}
+
+    @contextmanager
+    def attention_at(self, transformer: nn.Module, run: Run, layout: Layout, text: int, phase: Phase) -> Iterator[None]:
+        """Run the method in every block of the one call made inside this context."""
+        embedder = transformer.rope_embedder
+        axes = tuple(getattr(embedder, self.axes_dim))
+        rotation = Rotation(axes, (embedder.theta,) * len(axes))
+        changes = []
+        for name, processors in self.processors(transformer).items():
+            make = self.sequence if name == "layers" else self.alone
+            method = partial(in_place, run, layout, make(rotation, text, layout.grid), phase)
+            changes += [calling(each, self.kernels(method), dropped=self.rotation) for each in processors]
+        with intercepted(changes):
+            yield
+
+    def prediction(self, transformer: nn.Module, run: Run, call: Callable, given: Call) -> Tensor | None:
+        """The prediction (B, C, H, W) of a call whose pictures have sequences of one length.
+
+        None where the call is to be the model's own.
+        """
+        latents, (text, *_) = self.stacked(given), self.texts(given)
+        if latents.shape[-2] % PATCH or latents.shape[-1] % PATCH:
+            raise Unsupported(f"a latent of {latents.shape[-1]}x{latents.shape[-2]} is not made of whole tokens")
+        grid = Grid(latents.shape[-2] // PATCH, latents.shape[-1] // PATCH)
+        sigma = 1 - float(given[self.time].min())  # which waits for the device
+        layout = run.layout(grid, sigma)
+        if layout.is_base and not run.begin_base_call():
+            return None
+        phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma)
+
+        def out(given: Call) -> Tensor:
+            sample = call(**given | {"return_dict": False})[0]
+            return sample if isinstance(sample, Tensor) else torch.stack(list(sample)).squeeze(2)
+
+        if phase is not Phase.LAYOUT:
+            with self.attention_at(transformer, run, layout, text, phase):
+                return out(given)
+
+        def predict(latent: Tensor, level: float, view: BaseView) -> Tensor:  # noqa: ARG001
+            acts = run.config.acts_at_base
+            at_base = self.attention_at(transformer, run, layout.at_base, text, Phase.GLOBAL) if acts else nullcontext()
+            with at_base:
+                return -out(self.with_latents(given, latent, level))
+
+        run.calls["model calls"] += 1
+        return -layout_prediction(predict, run.view(layout, latents), latents, sigma, velocity=True)
+
+    def sample(self, transformer: nn.Module, run: Run, call: Callable, given: Call) -> Tensor | None:
+        """What `prediction` makes of a call's pictures together, or of each alone where their texts differ in length.
+
+        Raises:
+            Unsupported: the method cannot be used in this call.
+        """
+        if reason := self.refusal(given):
+            raise Unsupported(reason)
+        texts = self.texts(given)
+        if len({*texts}) == 1:
+            return self.prediction(transformer, run, call, given)
+        samples = [self.prediction(transformer, run, call, self.only(given, i)) for i in range(len(texts))]
+        return None if samples[0] is None else torch.cat(samples)
+
+    def around_calls(self, transformer: nn.Module, run: Run) -> Callable:
+        """`around(call, ...)` that calls the transformer with the method in its attention; raises Unsupported."""
+        self.processors(transformer)
+        names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+
+        def around(call: Callable, *args: object, **kwargs: object) -> object:
+            given = dict(zip(names, args, strict=False)) | kwargs
+            try:
+                sample = self.sample(transformer, run, call, given)
+            except Unsupported as reason:
+                run.say(f"not active: {reason}")
+                return call(*args, **kwargs)
+            if sample is None:
+                return call(*args, **kwargs)
+            if not isinstance(given[self.latents], Tensor):
+                sample = list(sample.unsqueeze(2))
+            if not given.get("return_dict", True):
+                return (sample,)
+            return sys.modules[type(transformer).__module__].Transformer2DModelOutput(sample=sample)
+
+        return around
+
+
+def in_place(
+    run: Run, layout: Layout, sequence: TokenSequence, phase: Phase, q: Tensor, k: Tensor, v: Tensor, attend: Attend
+) -> Tensor:
+    """The method in place of `attend(q, k, v)` of a sequence, q, k, v (B, heads, L, D) not rotated."""
+    others = len(sequence.others)
+    if q.shape[2] != (whole := others + layout.grid.tokens):
+        raise Unsupported(divided(q.shape[2], whole))
+    run.calls["blocks"] += 1
+    plan = plan_for(run, layout, others, sequence, q.device)
+    q, k, v = (sequence.others_first(x) for x in (q, k, v))
+    return sequence.in_order(resdit_attention(q, k, v, plan, phase, attend))
