@@ -73,7 +73,7 @@ FAMILY = Family(
     },
     hidden_size=2304,
     longest_text=256,
-    live_vectors=25,
+    live_vectors=25,  # as FLUX.1: not counted
     shift=1.79,  # of 6, by which its noise levels are multiplied: ln 6
     steps=32,
 )

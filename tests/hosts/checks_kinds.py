@@ -93,6 +93,19 @@ def runs_above_the_base_size(bench: Bench, kind: str) -> str:
 
 
 @of_every_kind
+def takes_latents_of_a_video_model(bench: Bench, kind: str) -> str:
+    """With an axis of one frame, as Forge Neo's Krea 2 is given them, the result is the same."""
+    if (bench.host, kind) != ("neo", "krea2"):
+        raise Skipped("its latents have no axis of frames")
+    found = []
+    for config, sigma in ((CONFIG, PHASES["fused"]), (BALANCED, 0.99), (BALANCED, 0.5)):
+        x = latent(bench, kind, ODD)
+        flat, framed = (velocity(bench, kind, attached(bench, kind, config)[0], y, sigma) for y in (x, x[:, :, None]))
+        found.append(small(kit.error(framed[:, :, 0], flat), 1e-6, f"{sigma:g}: error"))
+    return ", ".join(found)
+
+
+@of_every_kind
 def turns_as_the_host_does(bench: Bench, kind: str) -> str:
     """With native positions and no scale the method is plain attention at any size: only the rotation could differ."""
     found = []
@@ -126,6 +139,20 @@ def every_attention_is_the_methods(bench: Bench, kind: str) -> str:
             ids = kit.ids_of_others(kind, text - pads, pads)
             worst = attention_error(embedder, calls[index], grid, base, phase, **ids)
             found.append(small(worst, 1e-4, f"{size}, {phase}, attention {index}: error"))
+    return ", ".join(found)
+
+
+@of_every_kind
+def is_as_exact_in_bfloat16(bench: Bench, kind: str) -> str:
+    """What bfloat16 changes with the method, beside what it changes without."""
+    if (bench.host, kind) == ("ersatz", "krea2"):
+        raise Skipped("its class needs the host's own layers in bfloat16")
+    single, half = bench.of_kind(kind), kit.build_unet(bench.host, kit.build(bench.host, kind), torch.bfloat16)
+    x, found = latent(bench, kind, TRIPLE), []
+    for phase, sigma in PHASES.items():
+        plain = kit.error(velocity(bench, kind, half, x, sigma), velocity(bench, kind, single, x, sigma))
+        both = [velocity(bench, kind, attach(unet, Run(CONFIG)), x, sigma) for unet in (half, single)]
+        found.append(small(kit.error(*both), 2 * plain, f"{phase}: error"))
     return ", ".join(found)
 
 
