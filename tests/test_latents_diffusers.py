@@ -1,13 +1,14 @@
 """Z-Image and Lumina 2 in diffusers: their classes, tiny, which are given latents and texts of several lengths."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import Lumina2Transformer2DModel, ZImageTransformer2DModel
+from diffusers import ContextParallelConfig, Lumina2Transformer2DModel, ZImageTransformer2DModel
 
-from resdit_ext import ResDiTConfig, apply_resdit, remove_resdit
+from resdit_ext import ResDiTConfig, Unsupported, apply_resdit, remove_resdit
 from resdit_ext.seams import latents_diffusers
 from tests import reference
 from tests.settings import scaled
@@ -131,3 +132,19 @@ def test_what_the_method_cannot_take_is_made_as_if_off(caplog):
         apply_resdit(model, CONFIG)
         assert torch.equal(model(x, torch.tensor([0.2]), words, **given)[0][0], plain)
     assert "a ControlNet for Z-Image is not supported yet" in caplog.text
+
+
+def test_shared_tokens_are_refused_before_and_after(model):
+    """By a mark as diffusers' context parallelism leaves it: no other process is needed to be refused."""
+    shared = SimpleNamespace(context_parallel_config=SimpleNamespace(ring_degree=2))
+    apply_resdit(model, CONFIG)
+    model._parallel_config = shared
+    with pytest.raises(Unsupported, match="ring attention"):
+        run(model, 12, 12)
+    shared.context_parallel_config = ContextParallelConfig(ulysses_degree=2)
+    shared.context_parallel_config._ulysses_local_rank = 0
+    shared.context_parallel_config._ulysses_mesh = SimpleNamespace(get_group=lambda: None)
+    with pytest.raises(Unsupported, match="cannot share the tokens of this model"):
+        run(model, 12, 12)
+    with pytest.raises(Unsupported, match="cannot share the tokens of this model"):
+        apply_resdit(model, CONFIG)

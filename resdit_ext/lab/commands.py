@@ -100,8 +100,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     scales = scales_of(args)
     aspects = [parse_aspect(aspect) for aspect in args.aspects.split(",")]
     model = load_micro(args.model, args.weights)
-    results = args.results or Path(f"out/evaluate_{args.model}_{args.textures}.jsonl")
-    measured = evaluate(model, scales, results, args.seeds, chosen, aspects, args.textures)
+    check_number("steps", args.steps, 1, 1000, whole=True)
+    results = args.results or Path(f"out/evaluate_{args.model}_{args.textures}_{args.steps}.jsonl")
+    measured = evaluate(model, scales, results, args.seeds, chosen, aspects, args.textures, args.steps)
     cells = summary(measured)
     return report(cells, table(cells), args.json)
 
@@ -169,7 +170,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--scales", default="2,3,4")
     evaluate.add_argument("--aspects", default="1:1", help="WIDTH:HEIGHT, several by commas")
     evaluate.add_argument("--methods", help="rows of the table, by semicolons (default all but the rivals)")
-    evaluate.add_argument("--results", type=Path, help="resumed from where it is (default out/evaluate_MODEL.jsonl)")
+    evaluate.add_argument("--results", type=Path, help="resumed from where it is (default out/evaluate_....jsonl)")
+    evaluate.add_argument("--steps", type=int, default=35, help="of each picture (default 35)")
     evaluate.add_argument("--control", action="store_true", help="instead: whether control by a depth map holds")
     evaluate.set_defaults(run=run_evaluate)
 

@@ -19,7 +19,7 @@ from .model import BASE_TOKENS, MicroModel
 from .photographs import TEXTURES, measure_photographs
 from .resume import measured
 from .rivals import RIVALS
-from .sampling import SAMPLERS, sample
+from .sampling import SAMPLERS, STEPS, sample
 from .scenes import Patterns, drawn_patterns, random_scene, render
 
 FIRST_SEED = 100_000  # development used seeds below it
@@ -42,7 +42,13 @@ def key_of(aspect: tuple[int, int], scale: float, name: str, seed: int) -> str:
 
 
 def picture_of(
-    model: MicroModel, name: str, grid: Grid, prompt: str, seed: int, patterns: Patterns = drawn_patterns
+    model: MicroModel,
+    name: str,
+    grid: Grid,
+    prompt: str,
+    seed: int,
+    patterns: Patterns = drawn_patterns,
+    steps: int = STEPS,
 ) -> np.ndarray:
     """The (4H, 4W, 3) picture of one row and seed; the truth is a render of a random scene of the prompt."""
     if name == TRUTH:
@@ -50,9 +56,9 @@ def picture_of(
         return render(scene, 4 * grid.height, 4 * grid.width, patterns)
     method, eta = method_and_eta(name)
     if method in RIVALS:
-        return RIVALS[method](model, [prompt], grid, [seed], eta=eta)[0]
+        return RIVALS[method](model, [prompt], grid, [seed], steps, eta=eta)[0]
     shift = shift_by_size(grid.tokens, BASE_TOKENS) if method.endswith(SHIFT) else 0.0
-    return sample(model, [prompt], grid, [seed], CONFIGS.get(method), eta=eta, shift=shift)[0]
+    return sample(model, [prompt], grid, [seed], CONFIGS.get(method), steps, eta=eta, shift=shift)[0]
 
 
 def method_and_eta(name: str) -> tuple[str, float]:
@@ -94,10 +100,11 @@ def evaluate(
     chosen: Iterable[str] = ROWS,
     aspects: Sequence[tuple[int, int]] = ((1, 1),),
     textures: str = "drawn",
+    steps: int = STEPS,
 ) -> dict[str, dict[str, float]]:
-    """Measures by key of every method, size and seed, resumed from `results`.
+    """Measures by key of every method, size and seed, resumed from `results`, which is of one number of steps.
 
-    The plain model is left out where it has no positions for the size.
+    The plain model is left out where it has no positions for the size. Operations are those of 35 steps.
     """
     cost = costs(model)
 
@@ -106,7 +113,7 @@ def evaluate(
         grid = grid_for(aspect, 1) if method == OWN else of
         layout = make_layout(grid, CONFIGS.get(method) or METHODS["Balanced"])
         before = time.process_time()
-        picture = picture_of(model, name, grid, prompt, seed, TEXTURES[textures])
+        picture = picture_of(model, name, grid, prompt, seed, TEXTURES[textures], steps)
         cpu = time.process_time() - before
         drawn = textures == "drawn"
         figures = measure(picture, prompt, layout) if drawn else measure_photographs(picture, prompt, layout, seed)

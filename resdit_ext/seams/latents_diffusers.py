@@ -27,8 +27,10 @@ from ..method.run import Run
 from ..monkeypatch import intercepted
 from .processors import calling, check_names
 from .sequence import Rotation, TokenSequence, divided
+from .ulysses_diffusers import refuse_ranks
 
 PATCH = 2  # latent pixels a side of a token
+ONE_DEVICE = "ResDiT cannot share the tokens of this model among devices yet: use one device"
 Call = Mapping[str, object]  # the arguments of a transformer's call, by name
 Kernels = Mapping[str, Callable[[object], object]]  # by name in the processor's module: its own -> ours
 Method = Callable[[Tensor, Tensor, Tensor, Attend], Tensor]  # of q, k, v (B, heads, L, D) and the kernel
@@ -181,11 +183,12 @@ class LatentProcessors:
 
     def around_calls(self, transformer: nn.Module, run: Run) -> Callable:
         """`around(call, ...)` that calls the transformer with the method in its attention; raises Unsupported."""
-        self.processors(transformer)
+        self.processors(transformer), refuse_ranks(transformer, ONE_DEVICE)
         names = list(inspect.signature(type(transformer).forward).parameters)[1:]
 
         def around(call: Callable, *args: object, **kwargs: object) -> object:
             given = dict(zip(names, args, strict=False)) | kwargs
+            refuse_ranks(transformer, ONE_DEVICE)
             try:
                 sample = self.sample(transformer, run, call, given)
             except Unsupported as reason:

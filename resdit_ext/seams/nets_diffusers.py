@@ -22,6 +22,7 @@ from .rotary import image_ids
 from .rotary_diffusers import grid_of, to_latent
 from .ulysses_diffusers import refuse_ranks
 
+WHOLE = "a control net is called whole on every process: enable context parallelism for the transformer alone"
 HINT_PIXELS = 16  # a side of a token, of a hint that is given as pixels
 
 
@@ -48,10 +49,10 @@ def shrunk(hint: Tensor, size: tuple[int, int]) -> Tensor:
 
 def around_token_net(model: nn.Module, run: Run) -> Callable:
     """`around(call, ...)` for a control net that is fed with tokens, on the whole and on each patch."""
-    refuse_ranks(model)
+    refuse_ranks(model, WHOLE)
 
     def around(net: Callable, *args: object, **given: object) -> object:
-        refuse_ranks(model)
+        refuse_ranks(model, WHOLE)
         tokens, hint = given.get("hidden_states"), given.get("controlnet_cond")
         if args or tokens is None or hint is None:
             return net(*args, **given)  # not as the pipelines call it
@@ -103,10 +104,10 @@ def blender_for(run: Run, layout: Layout, like: Tensor) -> PatchBlender:
 
 def around_latent_net(model: nn.Module, run: Run) -> Callable:
     """`around(call, ...)` for a control net that is fed with latents: the whole, and a patch when its call comes."""
-    refuse_ranks(model)
+    refuse_ranks(model, WHOLE)
 
     def around(net: Callable, *args: object, **given: object) -> object:
-        refuse_ranks(model)
+        refuse_ranks(model, WHOLE)
         latent, hint = given.get("hidden_states"), given.get("controlnet_cond")
         if args or latent is None or latent.ndim != 4 or hint is None:
             return net(*args, **given)

@@ -98,12 +98,10 @@ def ranks_of(model: object) -> Ranks | None:
     return Ranks(config.ulysses_degree, config._ulysses_local_rank, not anything, config._ulysses_mesh.get_group())
 
 
-def refuse_ranks(model: object) -> None:
-    """Raise Unsupported where diffusers' context parallelism, or another engine, divides a control net's tokens."""
+def refuse_ranks(model: object, reason: str) -> None:
+    """Raise Unsupported with the reason where the tokens of a model are shared that cannot be."""
     if ranks_of(model) is not None:
-        raise Unsupported(
-            "a control net is called whole on every process: enable context parallelism for the transformer alone"
-        )
+        raise Unsupported(reason)
 
 
 def check_exchange(processors: Iterable[object], model: object) -> None:
