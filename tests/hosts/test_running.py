@@ -3,6 +3,7 @@
 Which hosts take part: see tests/hosts/webui.py.
 """
 
+import numpy as np
 import pytest
 
 from tests.hosts import webui
@@ -25,6 +26,13 @@ def test_on_and_off_in_turn(ui):
     again = ui.make(width=3 * BASE, height=3 * BASE)
     assert again.equals(plain) and again.parameters == plain.parameters
     assert ui.make(resdit=THRICE).equals(made) and ui.make().equals(small)
+
+
+def test_compare_adds_the_same_seeds_picture_at_the_base_size(ui):
+    usual, small = ui.make(resdit=THRICE), ui.make()
+    large, own = ui.make(resdit=THRICE | dict(compare=True)).pictures
+    assert np.array_equal(large, usual.picture) and np.array_equal(own, small.picture)
+    assert ui.make(resdit=THRICE).equals(usual) and ui.make().equals(small)
 
 
 def test_a_lora_in_the_prompt_decides_on_positions(ui):
