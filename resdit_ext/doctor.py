@@ -137,7 +137,7 @@ def examine_forge(host: Path, report: Report) -> None:
     panel = (host / "extensions-builtin" / "sd_forge_controlnet").is_dir()
     takes = "add_supported_control_model" in functions(host / "modules_forge" / "shared.py")
     report.note(f"ControlNet for these models in the WebUI's panel: {'yes' if panel and takes else 'no'}")
-    report.note("not yet: Flux.2, Kontext references, Nunchaku")
+    report.note("not yet: Nunchaku")
 
 
 def installed(package: str) -> tuple[int, ...] | None:

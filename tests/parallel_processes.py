@@ -15,6 +15,7 @@ import torch.distributed as dist
 from diffusers import (
     ChromaTransformer2DModel,
     ContextParallelConfig,
+    Flux2Transformer2DModel,
     FluxControlNetModel,
     SD3ControlNetModel,
     TensorParallelConfig,
@@ -29,6 +30,7 @@ from resdit_ext.lab.model import load_micro
 from resdit_ext.lab.sampling import sample
 from resdit_ext.method.layout import Grid
 from resdit_ext.seams.joint_processor import PLAN
+from resdit_ext.seams.rotary_diffusers import RotaryProcessors
 from resdit_ext.seams.ulysses_diffusers import Ranks
 from tests import pipelines
 from tests.settings import scaled
@@ -86,6 +88,25 @@ def chroma():
     return ChromaTransformer2DModel(
         **sizes, joint_attention_dim=WIDTH, axes_dims_rope=(4, 6, 6), approximator_layers=1
     ).eval()
+
+
+def flux2():
+    torch.manual_seed(1)
+    sizes = dict(num_layers=1, num_single_layers=1, num_attention_heads=2, attention_head_dim=16, in_channels=64)
+    return Flux2Transformer2DModel(
+        **sizes, joint_attention_dim=WIDTH, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False
+    ).eval()
+
+
+def tokens_of_flux2(*size, references=0):
+    """A call of Flux.2."""
+    given = tokens(*size)
+    del given["pooled_projections"]
+    ids = torch.nn.functional.pad(given["img_ids"], (0, 1))
+    ids[len(ids) - references :, 0] = 10
+    places = torch.zeros(1, TEXT, 4)
+    places[..., 3] += torch.arange(TEXT)
+    return given | dict(img_ids=ids[None], txt_ids=places)
 
 
 def by_heads(**more):
@@ -175,6 +196,7 @@ def flux_cases():
         additive[..., 2:TEXT] = -9.0
         given = tokens(12, 12, sigma, joint_attention_kwargs={"attention_mask": additive})
         yield f"mask, {name}", shared(flux, given, LAYOUT, by_heads())
+        yield f"flux2, {name}", shared(flux2, tokens_of_flux2(12, 12, sigma), LAYOUT, by_heads())
     order = Ranks.order
     Ranks.order = lambda _, text, image, device: torch.arange(text + image, device=device)
     yield "without the reorder", shared(flux, fused, FAST, by_heads())
@@ -297,11 +319,15 @@ def refused_cases(rank):
         "other noise of halves",
         refusal(lambda: halves(latents(12, 12) | {"hidden_states": noise(2, 16, 24, 24, seed=rank)}, EXACT)),
     )
+    references = tokens_of_flux2(13, 12, references=12)
+    yield "references", refusal(lambda: shared(flux2, references, FAST, by_heads()))
     yield "odd text", refusal(lambda: shared(pipelines.flux, tokens(12, 12, text=5), FAST, by_heads()))
     foreign = pipelines.flux()
     foreign._is_parallelized = True
     yield "another engine", refusal(lambda: apply_resdit(foreign, FAST))
     model = parallel_flux()
+    unknown = SimpleNamespace(_parallel_config=model._parallel_config, transformer_blocks=[])
+    yield "unknown order", refusal(lambda: RotaryProcessors(blocks=("transformer_blocks",)).ranks(unknown))
     apply_resdit(model, FAST)
     model.set_attn_processor(type(model.transformer_blocks[0].attn.processor)())
     by_hand = pipelines.sd3()

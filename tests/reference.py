@@ -102,11 +102,13 @@ def equidistant(length, maximal):
     return np.array([np.floor(mean + Fraction(1, 2)) for mean in means], dtype=np.float64)
 
 
-def ids_of(text, pos, others=None, first=0.0):
-    """(T + L, 3) ids: `others` (T, 3), or zeros for text, then (first, row, column)."""
-    image = np.asarray(pos, dtype=np.float64).reshape(-1, 2)
-    others = np.zeros((text, 3)) if others is None else np.asarray(others, dtype=np.float64).reshape(-1, 3)
-    return np.concatenate([others, np.column_stack([np.full(len(image), first), image])])
+def ids_of(text, pos, others=None, first=(0.0, 0.0, 0.0)):
+    """(T + L, axes) ids: `others`, or zeros for text, then `first` with rows and columns on its second and third."""
+    first = np.asarray(first, dtype=np.float64)
+    image = np.tile(first, (len(pos), 1))
+    image[:, 1:3] += np.asarray(pos, dtype=np.float64).reshape(-1, 2)
+    others = np.zeros((text, len(first))) if others is None else np.asarray(others, dtype=np.float64)
+    return np.concatenate([others.reshape(-1, len(first)), image])
 
 
 def block_means(x, p):
@@ -174,12 +176,12 @@ def resdit(
     whole=None,
     laws=None,
     others=None,
-    first=0.0,
+    first=(0.0, 0.0, 0.0),
 ):
     """The whole method for one sample: q, k, v (heads, T + H*W, D) -> (T + H*W, heads*D).
 
     `whole` are positions of the global branch other than PES's, and `laws` its frequencies. `others` are the ids of the
-    text's tokens, and `first` the picture's on the first axis.
+    tokens before the picture, and `first` its first token's.
     """
     (H, W), (h, w), T = grid, base, text
 

@@ -30,7 +30,7 @@ def attend(q, k, v):
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def embed(positions, laws):
+def embed(positions, laws, _):
     return rotary_table(image_ids(TEXT, positions), AXES, THETA, laws)
 
 
@@ -119,7 +119,7 @@ def test_the_fast_mode_has_the_same_positions(positions):
     centres = fast.branches[Phase.FUSED].pooling.positions(whole_positions(fast.layout, config))
     expected = reference.block_means(whole_positions(fast.layout, config).view(8, 8, 2).numpy(), 2).reshape(-1, 2)
     np.testing.assert_allclose(centres.numpy(), expected, atol=1e-5)
-    assert torch.equal(branch.keys.cos, embed(centres, laws_of(fast.layout, config)).cos)
+    assert torch.equal(branch.keys.cos, embed(centres, laws_of(fast.layout, config), fast.layout.grid).cos)
 
 
 @given(st.integers(1, 11), st.integers(1, 11), st.integers(4, 60), st.sampled_from(PHASES))

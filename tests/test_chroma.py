@@ -62,7 +62,7 @@ class TestBlocksThatRotateForThemselves:
             fakes.FakeFlux, "forward", lambda self, x, c: forward(self, torch.cat((x, x), -1), c)[..., :24]
         )
         assert torch.allclose(attach(unet, run).sample(x, 0.8), unet.sample(x, 0.8), atol=1e-5)
-        assert len(said) == 1 and "reference images (Kontext) are not supported" in said[0]
+        assert len(said) == 1 and "reference images are not supported" in said[0]
 
     def test_it_is_recognised_and_its_kin_are_refused(self):
         model = fakes_inline.made()

@@ -19,7 +19,7 @@ from diffusers.models.controlnets.controlnet_sd3 import SD3MultiControlNetModel
 from PIL import Image
 
 from resdit_ext.control.token_nets import to_tokens
-from resdit_ext.seams.rotary_diffusers import grid_of
+from resdit_ext.seams.places_diffusers import grid_of
 from tests.control_host import Generation, Network, family_of, unet_of
 from tests.control_nets import FLUX, SD3, STABILITY, as_stability, as_xlabs, net_of
 

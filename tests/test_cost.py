@@ -30,7 +30,7 @@ def test_attention_cost_is_what_is_counted(setting, size):
     config = replace(setting, base_tokens=100)
     layout = make_layout(Grid(*size), config)
 
-    def embed(positions, laws):
+    def embed(positions, laws, _):
         return rotary_table(image_ids(TEXT, positions), AXES, 10000, laws)
 
     def counted(work):

@@ -7,9 +7,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from diffusers.models.transformers import transformer_flux
 from torch._dynamo.testing import CompileCounter
 
-from resdit_ext import ResDiTError, Unsupported, apply_resdit, remove_resdit
+from resdit_ext import ResDiTConfig, ResDiTError, Unsupported, apply_resdit, remove_resdit
 from resdit_ext.seams import rotary_diffusers
-from resdit_ext.seams.rotary_diffusers import grid_of
+from resdit_ext.seams.places_diffusers import grid_of
 from tests import reference
 from tests.settings import scaled
 
@@ -205,14 +205,43 @@ def test_the_pipeline_end_to_end(model, height):
     assert torch.equal(generate(), plain)
 
 
-def test_references_are_made_as_if_off_with_the_reason(model, caplog):
-    data = inputs(6, 6)
-    data["img_ids"] = torch.cat((ids(6, 3), ids(6, 3) + torch.tensor([1.0, 0, 0])))
-    with torch.inference_mode():
-        plain = model(**data)[0]
-        apply_resdit(model, BASE)
-        assert torch.equal(model(**data)[0], plain)
-    assert "reference images (Kontext) are not supported" in caplog.text
+def with_references(data, batch=1):
+    """The arguments of a call with Kontext's reference image of 3x4 tokens, after the picture."""
+    references = torch.randn(batch, 12, 64, generator=torch.Generator().manual_seed(6))
+    places = ids(3, 4) + torch.tensor([1.0, 0, 0])
+    return data | {
+        "hidden_states": torch.cat((data["hidden_states"], references), 1),
+        "img_ids": torch.cat((data["img_ids"], places)),
+    }
+
+
+@torch.inference_mode()
+def test_references_keep_their_places(model, monkeypatch):
+    calls, original = [], rotary_diffusers.resdit_attention
+    monkeypatch.setattr(
+        rotary_diffusers, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
+    )
+    data = with_references(inputs(7, 11, 0.8, batch=2), batch=2)
+    plain = model(**data)[0]
+    apply_resdit(model, scaled(base_tokens=16, pes=False, global_until=1, attention_scale="off"))
+    assert torch.allclose(model(**data)[0], plain, atol=1e-5)
+    apply_resdit(model, scaled(base_tokens=16, fused_until=0.57))
+    calls.clear()
+    assert not torch.allclose(model(**data)[0], plain, atol=1e-3)
+    (q, k, v, plan, _, _, out), *_ = calls
+    expected = reference.resdit(
+        *(x[0].double().numpy() for x in (q, k, v)),
+        *(TEXT + 12, (7, 11), (plan.layout.base.height, plan.layout.base.width), "fused"),
+        axes_dim=AXES,
+        theta=10000,
+        scale=np.log(TEXT + 12 + 77) / np.log(TEXT + 12 + plan.layout.base.tokens),
+        cutoff=0.1,
+        sigma=0.25,
+        others=[(0, 0, 0)] * TEXT + [(1, i, j) for i in range(3) for j in range(4)],
+    )
+    assert np.abs(out[0].double().numpy() - expected).max() < 1e-5
+    made = apply_resdit(model, ResDiTConfig(base_tokens=16))
+    assert model(**data)[0].shape == plain.shape and made.calls["model calls"] == 1
 
 
 def test_grids_are_read_where_bfloat16_ids_collide():

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from resdit_ext import ResDiTError, apply_resdit, remove_resdit
+from resdit_ext.families import family_of_class
 from resdit_ext.hosts.diffusers.shift import tokens_for
 from resdit_ext.method.shift import shifted_sigmas
 from tests.pipelines import FLUX_SCHEDULER, picture, pipeline
@@ -106,6 +108,15 @@ def test_the_scheduler_has_its_own_shift_again_after_an_error(error):
 def tokens_mu(tokens):
     """The pipeline's own shift for so many tokens, with SCHEDULER."""
     return 0.5 + (tokens - 1) * (1.15 - 0.5) / 15
+
+
+@pytest.mark.parametrize(
+    ("tokens", "steps", "pinned"), [(4096, 1, False), (4096, 50, False), (16384, 4, True), (36864, 50, True)]
+)
+def test_a_shift_by_another_law_is_pinned_above_that_of_few_steps(tokens, steps, pinned):
+    family = family_of_class("Flux2Transformer2DModel")
+    found = family.tokens_of_shift(compute_empirical_mu(tokens, steps))
+    assert found == pytest.approx(tokens if pinned else 0, abs=1)
 
 
 def test_a_scheduler_that_is_given_no_shift_keeps_its_own_and_it_is_said(caplog):

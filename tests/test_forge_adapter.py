@@ -193,13 +193,13 @@ def test_a_clone_is_known_to_be_attached_and_another_unet_is_not(unet):
     assert is_attached(patched.clone()) and is_attached(stolen) and not is_attached(unet)
 
 
-def test_reference_tokens_and_masks_are_made_as_if_off(unet, monkeypatch):
+def test_tokens_of_another_extension_are_made_as_if_off(unet, monkeypatch):
     patched, run, said = attached(unet)
     x = latent(24, 24)
     forward = fakes.FakeFlux.forward
     monkeypatch.setattr(fakes.FakeFlux, "forward", lambda self, x, c: forward(self, torch.cat((x, x), -1), c)[..., :24])
     assert torch.equal(patched.sample(x, 0.6), unet.sample(x, 0.6))
-    assert len(said) == 1 and "144 more tokens than text and picture; reference images (Kontext) are not" in said[0]
+    assert len(said) == 1 and "291 tokens are not 3 of text, a picture of 12x12 and others in their usual" in said[0]
     assert run.calls["blocks"] == 0
 
 
@@ -207,7 +207,7 @@ def test_reference_tokens_and_masks_are_made_as_if_off(unet, monkeypatch):
     ("tokens", "mask", "reason"),
     [
         (3 + 16, None, None),
-        (3 + 17, None, "1 more tokens than text and picture"),
+        (3 + 17, None, "1 more tokens than it is known to"),
         (3 + 15, None, "18 tokens of the 19 of text and picture; another extension takes some out"),
         (3 + 16, torch.ones(1), "masks are not supported"),
     ],

@@ -226,13 +226,13 @@ def test_an_interrupt_before_the_first_step_is_nobodys_fault(model, monkeypatch)
     assert len(made.comments) == 1 and "ResDiT not active" not in made.info
 
 
-def test_reference_images_are_named_as_what_is_not_supported(model, monkeypatch):
+def test_tokens_of_another_extension_are_named_as_what_is_not_supported(model, monkeypatch):
     forward = FakeFlux.forward
     monkeypatch.setattr(
         FakeFlux, "forward", lambda self, x, c: forward(self, torch.cat((x, x), -1), c)[..., : x.shape[-1]]
     )
     made = FakeHost(monkeypatch, fakes.FakePatcher(model)).generate(TINY)
-    assert "(Kontext)" in made.pictures[0].parameters["ResDiT not active"]
+    assert "other tokens" in made.pictures[0].parameters["ResDiT not active"]
     assert not any("another extension" in comment for comment in made.comments)
 
 

@@ -77,6 +77,8 @@ def test_it_is_bit_identical(found, case):
         ("other noise of halves", "have not the same noise, which"),
         ("other fresh noise", "have not the same noise, which"),
         ("other text", "have not the same text, which"),
+        ("references", "several devices cannot make one picture with reference images yet"),
+        ("unknown order", "several devices cannot make one picture with SimpleNamespace yet"),
         ("odd text", "5 text tokens are not divisible by 2 processes"),
         ("processors set afterwards", "FluxAttnProcessor does not take part"),
         ("sd3 without ours", "JointAttnProcessor2_0 does not take part"),

@@ -93,6 +93,8 @@ class Family:
         base_size: pixels a side of the pictures it was trained on.
         vae_scale: pixels a side of a latent pixel.
         shift: mu of its noise levels at the training size.
+        tokens_of_shift: the number of image tokens for which diffusers' pipeline asks for a shift, 0 for one that it
+            gives to the training size too; None where it stands in the scheduler's configuration.
         steps: how many are usual.
     """
 
@@ -111,6 +113,7 @@ class Family:
     base_size: int = 1024
     vae_scale: int = 8
     shift: float = 1.15
+    tokens_of_shift: Callable[[float], float] | None = None
     steps: int = 20
 
     def activation_bytes(self, grid: Grid, itemsize: int = 2) -> int:

@@ -43,6 +43,7 @@ FAMILY = Family(
             masks=OuterMask,
             with_mask=lambda given, mask: {**given, "attention_mask": mask},
             enlarges=True,
+            ranks_known=True,
         ).around_calls
     },
     shares={"ChromaTransformer2DModel": shared},

@@ -1,4 +1,4 @@
-"""FLUX.1: dev, schnell, Krea, Fill, Depth and Canny, which differ in their weights and inputs alone."""
+"""FLUX.1: dev, schnell, Krea, Kontext, Fill, Depth and Canny, which differ in their weights and inputs alone."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from . import Family, Support
 NAME = "FLUX.1"
 
 
+def has_blocks(model: object) -> bool:
+    """True for a transformer with FLUX's two kinds of blocks."""
+    return all(len(getattr(model, name, ())) > 0 for name in ("double_blocks", "single_blocks"))
+
+
 def claims(model: object) -> bool:
     """True for a transformer with FLUX's two kinds of blocks, each of which makes its own modulation."""
-    blocks = all(len(getattr(model, name, ())) > 0 for name in ("double_blocks", "single_blocks"))
-    return blocks and not hasattr(model, "distilled_guidance_layer")
+    shared = ("distilled_guidance_layer", "double_stream_modulation_img")
+    return has_blocks(model) and not any(hasattr(model, name) for name in shared)
 
 
 def refusal(model: object) -> str | None:
     """Why a FLUX-like model is not FLUX.1, or None."""
     axes = len(getattr(getattr(model, "pe_embedder", None), "axes_dim", ()))
     if axes != 3:
-        return f"Flux.2 and its kin are not supported yet: {axes} position axes where FLUX.1 has 3"
+        return f"a FLUX with {axes} position axes, where FLUX.1 has 3, is not supported"
     if getattr(model, "txt_ids_dims", None):
         return "a FLUX whose text has positions of its own is not supported yet"
     return None
@@ -50,13 +55,16 @@ def encode(pipe: object, caption: str) -> dict[str, Tensor]:
 
 TRANSFORMER = "models/transformers/transformer_flux.py"
 FORGE = Support("dev, schnell, Krea, Fill, Depth, Canny", {"backend/nn/flux.py": ("attention(q, k, v, pe)",)})
+KONTEXT = replace(FORGE, note="Kontext too")
 FAMILY = Family(
     name=NAME,
     key="flux",
     rank=0,
     webui=RotaryBlocks(claims, refusal),
     diffusers={
-        "FluxTransformer2DModel": RotaryProcessors(mask=attention_mask, with_mask=with_mask).around_calls,
+        "FluxTransformer2DModel": RotaryProcessors(
+            mask=attention_mask, with_mask=with_mask, ranks_known=True
+        ).around_calls,
         "FluxControlNetModel": around_token_net,
     },
     control=TokenNets(
@@ -70,9 +78,9 @@ FAMILY = Family(
     training=Training(encode, rotary_predictor),
     support={
         "Forge": FORGE,
-        "Forge Neo": FORGE,
+        "Forge Neo": KONTEXT,
         "ersatzForge": FORGE,
-        "diffusers": replace(FORGE, needs={TRANSFORMER: NEEDED}),
+        "diffusers": replace(KONTEXT, needs={TRANSFORMER: NEEDED}),
     },
     hidden_size=3072,
     longest_text=512,

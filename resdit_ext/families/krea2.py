@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..seams.places_diffusers import Call, GivenIds
 from ..seams.rotary import KernelAfterRotation, RotaryBlocks
-from ..seams.rotary_diffusers import NEEDED, Call, RotaryProcessors
+from ..seams.rotary_diffusers import NEEDED, RotaryProcessors
 from . import Family, Support
 
 
@@ -52,7 +53,7 @@ FAMILY = Family(
         "Krea2Transformer2DModel": RotaryProcessors(
             blocks=("transformer_blocks",),
             embedder="rotary_emb",
-            ids="position_ids",
+            places=GivenIds("position_ids", text=None),
             mask=mask,
             with_mask=with_mask,
         ).around_calls

@@ -17,17 +17,17 @@ from torch import Tensor
 from .blend import Joiner
 from .config import ResDiTConfig
 from .frequencies import Law, laws_of
-from .layout import Layout
+from .layout import Grid, Layout
 from .memory import OutOfMemory, working_bytes
 from .phases import Phase
 from .pooling import POOL, Pooling
-from .positions import grid_positions, patch_indices, whole_positions
+from .positions import grid_positions, patch_indices, spanned_grid, whole_positions
 from .rotary import RotaryTable, rotate
 from .run import Run
 
 TOLERANCE = 0.05  # in scale: one side of an odd frame falls a little short of 2x
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Embed = Callable[[Tensor, tuple[Law, Law] | None], RotaryTable]
+Embed = Callable[[Tensor, tuple[Law, Law] | None, Grid], RotaryTable]
 
 
 def pooled_phases(layout: Layout, config: ResDiTConfig) -> tuple[Phase, ...]:
@@ -63,8 +63,9 @@ class AttentionPlan:
         layout: the output grid, its base grid and patches.
         config: the method's parameters.
         text: number of text tokens, which precede the image tokens.
-        embed: makes of (..., L, 2) float32 image positions, and of the frequencies of rows and columns where they are
-            not the model's own, the rotary table of text and image tokens.
+        embed: makes of (..., L, 2) float32 image positions, of the frequencies of rows and columns where they are
+            not the model's own, and of the grid whose positions reach as far, the rotary table of text and image
+            tokens.
         device: where the tensors live.
         say: receives a message for the user.
     """
@@ -80,8 +81,8 @@ class AttentionPlan:
     ) -> None:
         self.layout, self.config, self.text, self._say = layout, config, text, say
         grid, base = layout.grid, layout.base
-        whole, laws = whole_positions(layout, config), laws_of(layout, config)
-        rotary = embed(whole, laws).to(device)
+        whole, laws, spanned = whole_positions(layout, config), laws_of(layout, config), spanned_grid(layout, config)
+        rotary = embed(whole, laws, spanned).to(device)
 
         def logit_scale(keys: int) -> float:
             return config.logit_scale(text + keys, text + base.tokens)
@@ -89,14 +90,14 @@ class AttentionPlan:
         self.branches = dict.fromkeys(Phase, GlobalBranch(rotary, rotary, logit_scale(grid.tokens)))
         if pooled := pooled_phases(layout, config):
             pooling = Pooling(grid, POOL, tuple(map(config.cutoff_cycles, layout.scales)), device)
-            centres = embed(pooling.positions(whole), laws).to(device)
+            centres = embed(pooling.positions(whole), laws, spanned).to(device)
             scale = logit_scale(pooling.coarse.tokens)
             for phase in pooled:
                 # Where all of the branch is used and not its low band alone, every token keeps its own query.
                 queries = rotary if phase is Phase.GLOBAL else centres
                 self.branches[phase] = GlobalBranch(queries, centres, scale, pooling)
         indices = patch_indices(layout)
-        local = embed(grid_positions(base), None) if config.pipe else embed(whole[indices], laws)
+        local = embed(grid_positions(base), None, base) if config.pipe else embed(whole[indices], laws, spanned)
         self.patch_rotary = local.to(device)  # with an axis of patches only where their positions differ
         # Text precedes the image in every sequence, so a patch's sequence is one gather.
         self.gather = torch.cat((torch.arange(text).expand(len(indices), text), indices + text), 1).to(device)

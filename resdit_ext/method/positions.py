@@ -35,12 +35,23 @@ def maximal_grid(config: ResDiTConfig) -> Grid:
     return Grid(config.maximal_range, config.maximal_range)
 
 
+def are_divided(config: ResDiTConfig) -> bool:
+    """True where the positions of the global branch are the tokens' own, divided by the scales (PES)."""
+    return config.pes and config.positions not in ("ntk", "yarn")
+
+
 def whole_positions(layout: Layout, config: ResDiTConfig) -> Tensor:
     """(H*W, 2) float32 positions of the global branch, row-major; raises ResDiTError where RPE-2D has too few."""
     if config.positions == "rpe-2d":
         return token_positions(*equidistant_positions(layout.grid, maximal_grid(config)))
-    divided = config.pes and config.positions not in ("ntk", "yarn")
-    return grid_positions(layout.grid, layout.scales if divided else (1.0, 1.0))
+    return grid_positions(layout.grid, layout.scales if are_divided(config) else (1.0, 1.0))
+
+
+def spanned_grid(layout: Layout, config: ResDiTConfig) -> Grid:
+    """The grid whose own positions reach as far as `whole_positions`, by which a model may place its text."""
+    if config.positions == "rpe-2d":
+        return maximal_grid(config)
+    return layout.base if are_divided(config) else layout.grid
 
 
 def patch_indices(layout: Layout) -> Tensor:

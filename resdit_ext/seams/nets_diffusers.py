@@ -18,8 +18,9 @@ from ..method.blend import Joiner
 from ..method.layout import Grid, Layout
 from ..method.positions import grid_positions
 from ..method.run import Run
+from .places_diffusers import grid_of
 from .rotary import image_ids
-from .rotary_diffusers import grid_of, to_latent
+from .rotary_diffusers import to_latent
 from .ulysses_diffusers import refuse_ranks
 
 WHOLE = "a control net is called whole on every process: enable context parallelism for the transformer alone"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Protocol
 
@@ -19,14 +20,15 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..method.in_attention import Attend, plan_for, resdit_attention
 from ..method.layout import Grid, Layout
-from ..method.layout_steps import ModelCall, layout_prediction
+from ..method.layout_steps import BaseView, ModelCall, layout_prediction
 from ..method.phases import Phase
 from ..method.rotary import RotaryTable, rotate
 from ..method.run import Run
 from ..monkeypatch import intercepted, redirected
-from .sequence import REFERENCES, Arrangement, Rotation, TokenSequence, too_few
+from .sequence import Arrangement, TokenSequence, too_few
 
 KERNEL = "attention_function"
+PACKED = 2  # pixels a side of what is packed into a latent pixel that is a token
 
 
 def image_ids(text: int, positions: Tensor) -> Tensor:
@@ -45,10 +47,17 @@ def why_not(tokens: int, text: int, grid: Grid, mask: object) -> str | None:
     """
     whole = text + grid.tokens
     if tokens > whole:
-        return f"attention has {tokens - whole} more tokens than text and picture; {REFERENCES}"
+        return f"attention has {tokens - whole} more tokens than it is known to; another extension adds some"
     if tokens < whole:
         return too_few(tokens, whole)
     return None if mask is None else "attention masks are not supported"
+
+
+def home_of_kernel(module: ModuleType) -> ModuleType:
+    """The module whose kernel the blocks' attention calls: theirs, or the one that they have `attention` from."""
+    if hasattr(module, KERNEL):
+        return module
+    return sys.modules.get(getattr(getattr(module, "attention", None), "__module__", None), module)
 
 
 @dataclass(frozen=True)
@@ -104,15 +113,20 @@ class Way(Protocol):
         """Have the method called in place of every attention of this thread for the duration of the block."""
 
 
+@dataclass(frozen=True)
 class RotatingAttention:
-    """A module with `attention(q, k, v, pe, ...)`, which rotates q and k and calls the kernel in the same module.
+    """A module with `attention(q, k, v, pe, ...)`, which rotates q and k and calls the kernel in its own module.
 
-    Text precedes the picture, at the origin.
+    Attributes:
+        arrangement: of the tokens whose ids the embedder is given.
     """
+
+    arrangement: Arrangement = field(default_factory=partial(Arrangement, references=True))
 
     def fault(self, module: ModuleType) -> str | None:
         """What the module lacks, or None."""
-        if missing := [name for name in ("attention", KERNEL) if not callable(getattr(module, name, None))]:
+        homes = {"attention": module, KERNEL: home_of_kernel(module)}
+        if missing := [name for name, home in homes.items() if not callable(getattr(home, name, None))]:
             return f"{module.__name__} has no {' and no '.join(missing)} (Nunchaku and fused builds are not supported)"
         if list(inspect.signature(module.attention).parameters)[:4] != ["q", "k", "v", "pe"]:
             return f"{module.__name__}.attention does not begin with (q, k, v, pe)"
@@ -121,18 +135,28 @@ class RotatingAttention:
     @contextmanager
     def replaced(self, module: ModuleType, embedder: nn.Module, method: MethodCall) -> Iterator[None]:
         """Have the method called in place of every attention of this thread for the duration of the block."""
-        sequence = TokenSequence.text_first(Rotation.of(embedder), method.text)
+        rotation, home, seen = self.arrangement.rotation(embedder), home_of_kernel(module), []
+
+        def embed(call: Callable, ids: Tensor, *args: object, **kwargs: object) -> Tensor:
+            seen.clear()
+            try:
+                seen.append(self.arrangement.find(rotation, ids, method.layout.grid, method.text))
+            except Unsupported as reason:
+                method.refuse(str(reason))
+            return call(ids, *args, **kwargs)
 
         def around(attention: Callable, q: Tensor, k: Tensor, v: Tensor, pe: Tensor, **kwargs: object) -> Tensor:
             def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                return getattr(module, KERNEL)(q, k, v, q.shape[1], skip_reshape=True, **kwargs)
+                return getattr(home, KERNEL)(q, k, v, q.shape[1], skip_reshape=True, **kwargs)
 
             def plain() -> Tensor:
                 return attention(q, k, v, pe, **kwargs)
 
-            return method.attention(sequence, q, k, v, attend, kwargs.get("mask"), plain)
+            if not seen:
+                return plain()
+            return method.attention(seen[0], q, k, v, attend, kwargs.get("mask"), plain)
 
-        with redirected(module, "attention", around):
+        with intercepted([(embedder, "__call__", embed)]), redirected(module, "attention", around):
             yield
 
 
@@ -163,7 +187,7 @@ class KernelAfterRotation:
         def embed(call: Callable, ids: Tensor, *args: object, **kwargs: object) -> Tensor:
             seen.clear()
             try:
-                seen.append((self.arrangement.find(rotation, ids, method.layout.grid), ids))
+                seen.append((self.arrangement.find(rotation, ids, method.layout.grid, method.text), ids))
             except Unsupported as reason:
                 method.refuse(str(reason))
                 return call(ids, *args, **kwargs)
@@ -205,7 +229,7 @@ class RotaryBlocks:
         blocks: the attributes that hold its blocks.
         embedder: the attribute that makes rotation matrices of ids; it has `axes_dim` and `theta`.
         hidden_size: channels of a model's token.
-        patch: latent pixels a side of a token.
+        patch: latent pixels a side of a model's token.
     """
 
     claims: Callable[[object], bool]
@@ -214,7 +238,7 @@ class RotaryBlocks:
     blocks: tuple[str, ...] = ("double_blocks", "single_blocks")
     embedder: str = "pe_embedder"
     hidden_size: Callable[[object], int] = lambda model: model.hidden_size
-    patch: int = 2
+    patch: Callable[[object], int] = lambda _: 2
 
     pools = True  # the fast modes have an effect
     rotates = True  # NTK and YaRN are for such positions
@@ -231,7 +255,7 @@ class RotaryBlocks:
         if None not in faults:
             raise Unsupported(faults[0])
         way, embedder = self.ways[faults.index(None)], getattr(model, self.embedder)
-        return RotaryAdapter(self.hidden_size(model), embedder, module, way, self.patch)
+        return RotaryAdapter(self.hidden_size(model), embedder, module, way, self.patch(model))
 
 
 @dataclass(frozen=True)
@@ -257,13 +281,24 @@ class RotaryAdapter:
         return Grid(-(-latent.shape[-2] // self.patch), -(-latent.shape[-1] // self.patch))
 
     def layout_step(self, run: Run, layout: Layout, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
-        """A call on the base grid; where later steps will be refused, which its attention tells, the model's own."""
+        """A call on the base grid; where later steps will be refused, which its attention tells, the model's own.
+
+        A latent whose pixels are whole tokens is shrunk as the latent of 2x2 pixels a token that was packed in it.
+        """
+        packed = self.patch == 1
+        spread = F.pixel_shuffle(latent, PACKED) if packed else latent
+
+        def predict_at_base(latent: Tensor, level: float, view: BaseView) -> Tensor:
+            if not packed:
+                return call.predict_at_base(latent, level, view)
+            return F.pixel_shuffle(call.predict_at_base(F.pixel_unshuffle(latent, PACKED), level, view), PACKED)
+
         refused: list[str] = []
         at_base = MethodCall(run, layout.at_base, Phase.GLOBAL, text, refused.append, run.config.acts_at_base)
         with self.way.replaced(self.module, self.embedder, at_base):
-            prediction = layout_prediction(call.predict_at_base, run.view(layout, latent), latent, sigma, call.velocity)
+            prediction = layout_prediction(predict_at_base, run.view(layout, spread), spread, sigma, call.velocity)
         if not refused:
-            return prediction
+            return F.pixel_unshuffle(prediction, PACKED) if packed else prediction
         run.say(f"not active: {refused[0]}")
         return call.predict(latent)
 
@@ -279,6 +314,9 @@ class RotaryAdapter:
             text: number of text tokens.
             sigma: the call's noise level.
         """
+        if latent.ndim == 5 and latent.shape[2] > 1:
+            run.say(f"not active: a latent of {latent.shape[2]} frames is not supported, only one picture's")
+            return call.predict(latent)
         layout = run.layout(self.grid(latent), sigma)
         if layout.is_base and not run.begin_base_call():
             return call.predict(latent)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -25,33 +25,17 @@ from ..method.in_attention import plan_for, resdit_attention
 from ..method.layout import Grid, Layout
 from ..method.layout_steps import BaseView, layout_prediction
 from ..method.phases import Phase
-from ..method.positions import whole_positions
 from ..method.run import Run
 from ..monkeypatch import intercepted
+from .places_diffusers import Call, GivenIds, Places
 from .processors import calling, check_names
 from .ranks import check_call
-from .rotary import image_ids
 from .sequence import Rotation, TokenSequence, divided
 from .ulysses_diffusers import Ranks, between_exchanges, check_exchange, ranks_of
 
-NEEDED = ("apply_rotary_emb", "dispatch_attention_fn")
+DISPATCH = "dispatch_attention_fn"
+NEEDED = ("apply_rotary_emb", DISPATCH)
 CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples")
-Call = Mapping[str, object]  # the arguments of a transformer's call, by name
-
-
-def grid_of(img_ids: Tensor, tokens: int) -> Grid:
-    """The token grid of image ids (L, 3), read from where the first row ends; raises Unsupported if it is no grid.
-
-    The ids' values are not trusted beyond that: in bfloat16 rows past 256 collide.
-    """
-    ids = img_ids[0] if img_ids.ndim == 3 else img_ids
-    if ids[:, 0].any():
-        raise Unsupported("reference images (Kontext) are not supported yet")
-    below_first = ids[:, 1].nonzero()
-    width = int(below_first[0]) if len(below_first) else tokens
-    if len(ids) != tokens or tokens % width:
-        raise Unsupported(f"{tokens} image tokens are not a grid of rows of {width}")
-    return Grid(tokens // width, width)
 
 
 def to_latent(tokens: Tensor, grid: Grid) -> Tensor:
@@ -159,7 +143,13 @@ class RotaryProcessors:
     Attributes:
         blocks: the attributes that hold its blocks.
         embedder: the attribute that makes rotation matrices of ids; it has `axes_dim` and `theta`.
-        ids: the argument that has the ids, the text's before the picture's where they are not its own.
+        places: where the arguments say that tokens stand.
+        rotation: the function of the processors' module that rotates q and k.
+        channels: of a predicted token.
+        output: what the transformer returns, by its name in its module.
+        refusal: why the method cannot be used in a call, or None.
+        ranks_known: True where it is known how diffusers shares the tokens among ranks: each has a part of the text
+            and a part of the picture, as `Ranks.order` has them.
         mask: the attention mask among the arguments of a call, or None.
         masks: what such a mask means.
         with_mask: the arguments with another mask in its place.
@@ -168,7 +158,12 @@ class RotaryProcessors:
 
     blocks: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
     embedder: str = "pos_embed"
-    ids: str = "img_ids"
+    places: Places = field(default_factory=GivenIds)
+    rotation: str = "apply_rotary_emb"
+    channels: Callable[[nn.Module], int] = lambda transformer: transformer.out_channels
+    output: str = "Transformer2DModelOutput"
+    refusal: Callable[[Call], str | None] = lambda _: None
+    ranks_known: bool = False
     mask: Callable[[Call], Tensor | None] = lambda _: None
     masks: type[KeyMask] | type[OuterMask] = KeyMask
     with_mask: Callable[[Call, Tensor | None], Call] = lambda given, _: given
@@ -177,7 +172,7 @@ class RotaryProcessors:
     def processors(self, transformer: nn.Module) -> list[object]:
         """What attends in the blocks; raises Unsupported where one does it in a way that is not known."""
         processors = [block.attn.processor for name in self.blocks for block in getattr(transformer, name)]
-        check_names(processors, NEEDED)
+        check_names(processors, (self.rotation, DISPATCH))
         return processors
 
     @contextmanager
@@ -186,14 +181,14 @@ class RotaryProcessors:
         transformer: nn.Module,
         run: Run,
         layout: Layout,
-        text: int,
+        sequence: TokenSequence,
         phase: Phase,
         mask: KeyMask | OuterMask | None = None,
         ranks: Ranks | None = None,
     ) -> Iterator[None]:
         """Run the method in every block of the one call made inside this context."""
-        embed = TokenSequence.text_first(Rotation.of(getattr(transformer, self.embedder)), text)
-        whole = text + layout.grid.tokens
+        text, others = sequence.before, len(sequence.others)
+        whole = others + layout.grid.tokens
 
         def order_on(device: torch.device) -> Tensor:
             key = "order", text, layout.grid.tokens, ranks.count, str(device)
@@ -215,30 +210,26 @@ class RotaryProcessors:
             def on_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 if q.shape[1] != whole:
                     raise Unsupported(divided(q.shape[1], whole))
-                q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-                plan = plan_for(run, layout, text, embed, q.device)
-                return resdit_attention(q, k, v, plan, phase, attend).unflatten(2, (q.shape[1], -1))
+                q, k, v = (sequence.others_first(x.transpose(1, 2)) for x in (q, k, v))
+                plan = plan_for(run, layout, others, sequence, q.device)
+                return sequence.in_order(resdit_attention(q, k, v, plan, phase, attend)).unflatten(2, (q.shape[1], -1))
 
             if ranks is None:
                 return on_whole(q, k, v)
             return between_exchanges(on_whole, q, k, v, order_on(q.device), given["parallel_config"])
 
         # The processors rotate q and k before they attend; the method rotates them itself, per branch.
-        replaced = {"apply_rotary_emb": lambda _: unrotated, "dispatch_attention_fn": lambda own: partial(method, own)}
+        replaced = {self.rotation: lambda _: unrotated, DISPATCH: lambda own: partial(method, own)}
         with intercepted(calling(processor, replaced) for processor in self.processors(transformer)):
             yield
 
-    def grid(self, given: Call) -> Grid:
-        """The token grid of a call's picture; raises Unsupported where it is none."""
-        ids, tokens = given[self.ids], given["hidden_states"].shape[1]
-        return grid_of(ids[..., ids.shape[-2] - tokens :, :], tokens)
-
-    def with_ids(self, given: Call, layout: Layout, config: ResDiTConfig) -> Call:
-        """The arguments with the ids of a picture of this layout, in float32: bfloat16 is too coarse beyond 256."""
-        own = given[self.ids]
-        text = own.shape[-2] - given["hidden_states"].shape[1]
-        ids = image_ids(text, whole_positions(layout, config)).to(own.device)
-        return {**given, self.ids: ids[None] if own.ndim == 3 else ids}
+    def sequence(self, transformer: nn.Module, run: Run, given: Call) -> tuple[TokenSequence, Layout]:
+        """A call's tokens and the layout of its picture; raises Unsupported where the method cannot be used in it."""
+        if reason := self.refusal(given):
+            raise Unsupported(reason)
+        layout, rotation = run.layout(self.places.grid(given)), Rotation.of(getattr(transformer, self.embedder))
+        text = given["encoder_hidden_states"].shape[1]
+        return self.places.sequence(given, rotation, layout.grid, text), layout
 
     def at_base(
         self, given: Call, layout: Layout, config: ResDiTConfig, latent: Tensor, level: float, view: BaseView
@@ -247,11 +238,12 @@ class RotaryProcessors:
 
         What is given per token (conditions beside the latent, control, a mask) is brought to the base size.
         """
-        hidden, tokens, grid, base = given["hidden_states"], to_tokens(latent), layout.grid, layout.base
+        tokens, grid, base = to_tokens(latent), layout.grid, layout.base
+        hidden, references = given["hidden_states"].tensor_split((grid.tokens,), 1)
         if (given_too := hidden[..., tokens.shape[-1] :]).shape[-1]:
             tokens = torch.cat((tokens, to_tokens(view.shrink(to_latent(given_too, grid)))), -1)
-        mine = self.with_ids(given, layout.at_base, config) | {
-            "hidden_states": tokens,
+        mine = self.places.at(given, layout.at_base, config) | {
+            "hidden_states": torch.cat((tokens, references), 1),
             "timestep": torch.full_like(given["timestep"], level),
         }
         for name in CONTROL:
@@ -263,16 +255,19 @@ class RotaryProcessors:
     def predict_at_base(
         self, call: Callable, given: Call, layout: Layout, channels: int, run: Run, sigma: float
     ) -> Tensor:
-        """A layout step: the velocity (B, H*W, C) that is made by a call on the base grid."""
+        """A layout step: what a call on the base grid makes of picture and references, as the velocity (B, L, C)."""
+        of_references: list[Tensor] = []
 
         def predict(latent: Tensor, level: float, view: BaseView) -> Tensor:
             at_base = self.at_base(given, layout, run.config, latent, level, view)
-            out = call(**at_base | {"return_dict": False})[0]
-            return to_latent(out, layout.base)
+            picture, others = call(**at_base | {"return_dict": False})[0].tensor_split((layout.base.tokens,), 1)
+            of_references.append(others)
+            return to_latent(picture, layout.base)
 
         run.calls["model calls"] += 1
-        latent = to_latent(given["hidden_states"][..., :channels], layout.grid)
-        return to_tokens(layout_prediction(predict, run.view(layout, latent), latent, sigma, velocity=True))
+        latent = to_latent(given["hidden_states"][:, : layout.grid.tokens, :channels], layout.grid)
+        picture = to_tokens(layout_prediction(predict, run.view(layout, latent), latent, sigma, velocity=True))
+        return torch.cat((picture, *of_references), 1)
 
     def on_ranks(self, given: Call, ranks: Ranks) -> Call:
         """The arguments of a call whose tokens the ranks share, with what diffusers' plan for it leaves as it is."""
@@ -286,6 +281,8 @@ class RotaryProcessors:
         """The ranks that share the transformer's tokens, if any do; raises Unsupported without exchanges."""
         ranks = ranks_of(transformer)
         if ranks is not None:
+            if not self.ranks_known:
+                raise Unsupported(f"several devices cannot make one picture with {type(transformer).__name__} yet")
             check_exchange(self.processors(transformer), transformer)
         return ranks
 
@@ -303,7 +300,7 @@ class RotaryProcessors:
             tokens, text = given["hidden_states"].shape[1], given["encoder_hidden_states"].shape[1]
             mask, read = self.mask(given), None
             try:
-                layout = run.layout(self.grid(given))
+                sequence, layout = self.sequence(transformer, run, given)
                 if mask is not None and not layout.is_base:
                     read = self.masks.read(mask, text, tokens)
             except Unsupported as reason:
@@ -311,19 +308,21 @@ class RotaryProcessors:
                 return call(**given)
             if layout.is_base:
                 if run.begin_base_call():
-                    return call(**self.with_ids(given, layout, run.config))
+                    return call(**self.places.at(given, layout, run.config))
                 return call(**given)
             sigma = float(given["timestep"].max())  # which waits for the device
             if ranks is not None:
+                if sequence.after:
+                    raise Unsupported("several devices cannot make one picture with reference images yet")
                 check_call(run, given, sigma, ranks.group)
                 ranks.check_lengths(transformer.config.num_attention_heads, text, layout)
             layout, phase = run.layout(layout.grid, sigma), run.begin_call(sigma)
             if phase is Phase.LAYOUT:
-                sample = self.predict_at_base(call, given, layout, transformer.out_channels, run, sigma)
+                sample = self.predict_at_base(call, given, layout, self.channels(transformer), run, sigma)
                 if not given.get("return_dict", True):
                     return (sample,)
-                return sys.modules[type(transformer).__module__].Transformer2DModelOutput(sample=sample)
-            with self.attention_at(transformer, run, layout, text, phase, read, ranks):
+                return getattr(sys.modules[type(transformer).__module__], self.output)(sample=sample)
+            with self.attention_at(transformer, run, layout, sequence, phase, read, ranks):
                 return call(**(self.with_mask(given, None) if self.enlarges else given))
 
         return around

@@ -1,11 +1,11 @@
 """What a joint attention is given: the tokens of a picture, and others around them, which keep their places.
 
-Others are text and pads. The method wants them first: `TokenSequence` brings them there and back.
+Others are text, pads and reference images. The method wants them first: `TokenSequence` brings them there and back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ from ..method.layout import Grid
 from ..method.positions import grid_positions
 from ..method.rotary import RotaryTable, rotary_table
 
-REFERENCES = "reference images (Kontext) are not supported"
+REFERENCES = "reference images are not supported with this model"
 ROUNDING = 2**-7  # of a position, by which the host's own ids may be off in bfloat16
 
 
@@ -77,12 +77,15 @@ class TokenSequence:
         before: how many others precede the picture.
         others: the ids of all others, in their order.
         origin: the ids of the picture's first token, from which rows and columns count.
+        centre: where rows and columns count from the picture's middle and text begins behind it, the first of so many
+            rows or columns. `others` and `origin` are then those of a picture without extent.
     """
 
     rotation: Rotation
     before: int
     others: tuple[tuple[float, ...], ...]
     origin: tuple[float, ...]
+    centre: Callable[[int], int] | None = None
 
     @classmethod
     def text_first(cls, rotation: Rotation, text: int) -> TokenSequence:
@@ -90,10 +93,14 @@ class TokenSequence:
         zero = (0.0,) * len(rotation.axes_dim)
         return cls(rotation, text, (zero,) * text, zero)
 
-    def __call__(self, positions: Tensor, laws: tuple[Law, Law] | None) -> RotaryTable:
+    def __call__(self, positions: Tensor, laws: tuple[Law, Law] | None, grid: Grid) -> RotaryTable:
+        axes = list(self.rotation.grid_axes)
         ids = positions.new_tensor(self.origin).repeat(*positions.shape[:-1], 1)
-        ids[..., list(self.rotation.grid_axes)] += positions
+        ids[..., axes] += positions
         others = positions.new_tensor(self.others).reshape(len(self.others), ids.shape[-1])
+        if self.centre is not None:
+            ids[..., axes] += positions.new_tensor((self.centre(grid.height), self.centre(grid.width)))
+            others[: self.before] += behind(grid)
         return self.rotation.table(torch.cat((others.expand(*ids.shape[:-2], -1, -1), ids), -2), laws)
 
     @property
@@ -126,12 +133,16 @@ class Arrangement:
 
     Attributes:
         text_first: True where text precedes the picture, False where it follows.
+        references: True where reference images may follow the picture; how many tokens of text precede it is then told.
+        centre: as `TokenSequence` has it.
         multiple: of which the picture's tokens are made one by pads behind them.
         refines: True where some blocks attend to text alone, or to the picture and its pads.
         grid_axes, halves: the rotation's.
     """
 
     text_first: bool = True
+    references: bool = False
+    centre: Callable[[int], int] | None = None
     multiple: int = 1
     refines: bool = False
     grid_axes: tuple[int, int] = (1, 2)
@@ -141,8 +152,8 @@ class Arrangement:
         """The rotation of a model with this embedder."""
         return Rotation.of(embedder, self.grid_axes, self.halves)
 
-    def find(self, rotation: Rotation, ids: Tensor, grid: Grid) -> TokenSequence:
-        """The sequence whose ids (B or 1, L, axes) an embedder is given, with a picture of this grid.
+    def find(self, rotation: Rotation, ids: Tensor, grid: Grid, text: int) -> TokenSequence:
+        """The sequence whose ids (B or 1, L, axes) an embedder is given, with a picture of this grid and so much text.
 
         Raises:
             Unsupported: there is no such picture at its place, or a second one, or the sequences of a batch differ.
@@ -151,16 +162,26 @@ class Arrangement:
         if not bool((sequences == sequences[0]).all()):
             raise Unsupported("the pictures of a batch have tokens at different positions")
         ids, pads = sequences[0], -grid.tokens % self.multiple
-        before = len(ids) - grid.tokens - pads if self.text_first else 0
-        if before < 0 or len(ids) < grid.tokens:
+        before = (text if self.references else len(ids) - grid.tokens - pads) if self.text_first else 0
+        if before < 0 or len(ids) < before + grid.tokens:
             raise Unsupported(too_few(len(ids), grid.tokens))
         picture, others = ids[before : before + grid.tokens], torch.cat((ids[:before], ids[before + grid.tokens :]))
         rows, columns = others[:, list(rotation.grid_axes)].unbind(1)
-        if not self.is_picture(rotation, picture, grid) or not torch.equal(rows, columns):
-            raise Unsupported(f"{len(ids)} tokens are more than text and picture; {REFERENCES}")
+        alike = self.references or torch.equal(rows, columns)
+        if not self.is_picture(rotation, picture, grid) or not alike:
+            raise Unsupported(
+                f"{len(ids)} tokens are not {before} of text, a picture of {grid.height}x{grid.width} and others in "
+                "their usual places; another extension changes them"
+                if self.references
+                else f"{len(ids)} tokens are more than text and picture; {REFERENCES}"
+            )
         if self.refines and before == len(ids) - before:
             raise Unsupported(f"text and picture have {before} tokens each, so that their blocks cannot be told apart")
-        return TokenSequence(rotation, before, as_tuples(others), as_tuples(picture[:1])[0])
+        first = picture[0].clone()
+        if self.centre is not None:
+            others[:before] -= behind(grid)
+            first[list(rotation.grid_axes)] -= first.new_tensor((self.centre(grid.height), self.centre(grid.width)))
+        return TokenSequence(rotation, before, as_tuples(others), tuple(first.tolist()), self.centre)
 
     @staticmethod
     def is_picture(rotation: Rotation, ids: Tensor, grid: Grid) -> bool:
@@ -168,6 +189,11 @@ class Arrangement:
         expected = torch.zeros_like(ids)
         expected[:, list(rotation.grid_axes)] = grid_positions(grid)
         return bool(((ids - ids[0] - expected).abs() <= ROUNDING * (1 + ids.abs() + ids[0].abs())).all())
+
+
+def behind(grid: Grid) -> int:
+    """Where text begins, on every axis, behind a picture whose rows and columns count from its middle."""
+    return max(grid.height, grid.width) // 2
 
 
 def as_tuples(ids: Iterable[Tensor]) -> tuple[tuple[float, ...], ...]:

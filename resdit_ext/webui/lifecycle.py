@@ -177,7 +177,7 @@ def after_batch(p: object, *_: object, **__: object) -> None:
         return
     calls = generation.calls
     if any(calls[phase.value] for phase in Phase):
-        refuse(p, "no block's attention was changed: reference images (Kontext) and attention masks are not supported")
+        refuse(p, "no block's attention was changed: it has a mask, or other tokens than this model's text and picture")
     elif calls["base"]:
         refuse(p, "another extension called the model on tiles no larger than the base size")
     else:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from resdit_ext import ResDiTConfig
 from resdit_ext.method.run import Run
+from resdit_ext.monkeypatch import swapped
+from resdit_ext.seams import rotary
 from tests import reference
 from tests.attaching import attach
 from tests.hosts import kit
@@ -51,6 +53,21 @@ def big(value: float, limit: float, what: str) -> str:
 def same(got: object, expected: object, what: str) -> None:
     """Raise unless the two are equal; both are shown."""
     assert got == expected, f"{what}: {got!r} instead of {expected!r}"
+
+
+@contextmanager
+def attentions() -> Iterator[list[tuple[Tensor, ...]]]:
+    """What the method is given in place of each attention of a block of this, q, k, v, and what it returns."""
+    calls, original = [], rotary.resdit_attention
+
+    def spy(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
+        taken = [x.clone() for x in (q, k, v)]  # ersatzForge reuses its buffers
+        out = original(q, k, v, *rest)
+        calls.append((*taken, out.clone()))
+        return out
+
+    with swapped(rotary, resdit_attention=spy):
+        yield calls
 
 
 def attention_error(

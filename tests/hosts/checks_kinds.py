@@ -12,14 +12,25 @@ from torch import Tensor
 from resdit_ext import ResDiTConfig
 from resdit_ext.families import identify
 from resdit_ext.method.run import Run
-from resdit_ext.monkeypatch import swapped
-from resdit_ext.seams import rotary
 from tests.attaching import attach
 from tests.hosts import kit
-from tests.hosts.bench import BASE, CHECKS, CONFIG, PHASES, TRIPLE, Bench, Skipped, attention_error, big, same, small
+from tests.hosts.bench import (
+    BASE,
+    CHECKS,
+    CONFIG,
+    PHASES,
+    TRIPLE,
+    Bench,
+    Skipped,
+    attention_error,
+    attentions,
+    big,
+    same,
+    small,
+)
 from tests.settings import scaled
 
-NAMES = {"krea2": "Krea 2", "zimage": "Z-Image", "lumina2": "Lumina 2"}
+NAMES = {"krea2": "Krea 2", "zimage": "Z-Image", "lumina2": "Lumina 2", "flux2": "Flux.2"}
 NATIVE = scaled(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
 BALANCED = ResDiTConfig(base_tokens=64)
 ODD = (31, 45)  # rows and columns of a latent whose last token is padded
@@ -44,9 +55,8 @@ def velocity(bench: Bench, kind: str, unet: object, x: Tensor, sigma: float, cfg
 
 
 def latent(bench: Bench, kind: str, size: tuple[int, int], batch: int = 1) -> Tensor:
-    """Noise of this size; ersatzForge's class of Z-Image and Lumina 2 makes odd sides smaller, so these are even."""
-    even = bench.host == "ersatz" and kind != "krea2"
-    return kit.latent(*(n + n % 2 if even else n for n in size), batch)
+    """Noise of this size."""
+    return kit.latent_of(bench.host, kind, *size, batch)
 
 
 def attached(bench: Bench, kind: str, config: ResDiTConfig = CONFIG) -> tuple[object, Run]:
@@ -121,15 +131,7 @@ def every_attention_is_the_methods(bench: Bench, kind: str) -> str:
     """What the method is given and returns, against the float64 reference on the blocks' own q, k, v."""
     found, grids = [], {TRIPLE: ((24, 24), (8, 8)), ODD: ((16, 23), (7, 10))}  # tokens of the output and of the base
     for size, phase in [*((TRIPLE, phase) for phase in PHASES), (ODD, "fused")]:
-        calls, original = [], rotary.resdit_attention
-
-        def spy(q: Tensor, k: Tensor, v: Tensor, plan: object, *rest: object, calls=calls, original=original) -> Tensor:
-            taken = [x.clone() for x in (q, k, v)]  # ersatzForge reuses its buffers
-            out = original(q, k, v, plan, *rest)
-            calls.append((*taken, out.clone()))
-            return out
-
-        with swapped(rotary, resdit_attention=spy):
+        with attentions() as calls:
             velocity(bench, kind, attached(bench, kind)[0], latent(bench, kind, size), PHASES[phase])
         grid, base = grids[size]
         model = bench.of_kind(kind).model.diffusion_model
@@ -160,14 +162,19 @@ def is_as_exact_in_bfloat16(bench: Bench, kind: str) -> str:
 def is_restored_after_an_exception(bench: Bench, kind: str) -> str:
     plain_unet, (unet, _) = bench.of_kind(kind), attached(bench, kind)
     model = plain_unet.model.diffusion_model
-    blocks = model.blocks if hasattr(model, "blocks") else model.layers
-    module = sys.modules[type(model).__module__]
-    before, x = module.attention_function, kit.latent(*TRIPLE)
+    names = ("blocks", "layers", "single_blocks")
+    blocks = next(getattr(model, name) for name in names if hasattr(model, name))
+    module, x = sys.modules[type(model).__module__], latent(bench, kind, TRIPLE)
+
+    def functions() -> list[object]:
+        return [getattr(module, name, None) for name in ("attention", "attention_function")]
+
+    before = functions()
     plain = velocity(bench, kind, plain_unet, x, 0.8)
     for error in (RuntimeError, KeyboardInterrupt):
 
         def fail(*_: object, error: type[BaseException] = error) -> None:
-            assert module.attention_function is not before, "ours is not in place"
+            assert functions() != before, "ours is not in place"
             raise error
 
         handle = blocks[-1].register_forward_pre_hook(fail)
@@ -179,6 +186,6 @@ def is_restored_after_an_exception(bench: Bench, kind: str) -> str:
             raise AssertionError(f"{error} did not come through")
         finally:
             handle.remove()
-        assert module.attention_function is before
+        assert functions() == before
         assert torch.equal(velocity(bench, kind, plain_unet, x, 0.8), plain), f"the plain result changed after {error}"
     return "RuntimeError, KeyboardInterrupt"

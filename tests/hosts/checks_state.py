@@ -264,22 +264,3 @@ def the_memory_estimate_reaches_the_host(bench: Bench) -> str:
     assert 0 < ours and (ours < host or bench.host == "ersatz"), f"ours {ours:g}, the host's {host:g}"
     same(cloned, ours, "a clone's")
     return f"{ours / 2**30:.2f} GiB for 4096 x 4096, the host's own {host / 2**30:.2f} GiB"
-
-
-@check
-def reference_images_are_declined(bench: Bench) -> str:
-    """Kontext's extra tokens: the plain result and one message."""
-    if bench.host != "neo":
-        raise Skipped("only Neo's FLUX class appends reference tokens itself")
-    from backend.args import dynamic_args
-
-    said, x = [], kit.latent(*SIZE)
-    without = kit.denoise(bench.unet, x, 0.8)
-    with swapped(dynamic_args, ref_latents=[kit.latent(16, 16, seed=9)]):
-        plain = kit.denoise(bench.unet, x, 0.8)
-        assert not torch.equal(plain, without), "the reference had no effect"
-        unet, run = bench.attached(say=said.append)
-        assert torch.equal(kit.denoise(unet, x, 0.8), plain), "the result differs from plain"
-    same(run.calls["blocks"], 0, "blocks")
-    same(len(said), 1, "messages")
-    return said[0]

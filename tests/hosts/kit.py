@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from resdit_ext.monkeypatch import swapped
 from tests import reference
 
 PACKAGES = {
@@ -71,8 +72,12 @@ KINDS = {
     "zimage": (NEXT_CLASSES, NEXT | dict(dim=256, n_heads=4, n_kv_heads=4, axes_dims=(16, 24, 24), rope_theta=256.0)),
     "lumina2": (NEXT_CLASSES, NEXT | dict(dim=72, n_heads=2, n_kv_heads=1, axes_dims=(12, 12, 12), rope_theta=10000.0)),
 }
+FLUX2 = TINY | dict(axes_dim=[8, 8, 8, 8], theta=2000, depth=1, depth_single_blocks=1, guidance_embed=False)
+FLUX2 |= dict(vec_in_dim=None, qkv_bias=False, ops_bias=False, global_modulation=True, mlp_silu_act=True)
+FLUX2 |= dict(mlp_ratio=3.0, txt_ids_dims=[3], default_ref_method="index", ref_index_scale=10.0)
+KINDS["flux2"] = ({"neo": FLUX_CLASS, "ersatz": "backend.nn.flux2:IntegratedFlux2Transformer2DModel"}, FLUX2)
 KINDS["zimage"][1].update(pad_tokens_multiple=32, z_image_modulation=True, z_modulation=True)
-MULTIPLE = {"krea2": 1, "zimage": 32, "lumina2": 1}  # of which a picture's tokens are made one by pads
+MULTIPLE = {"krea2": 1, "zimage": 32, "lumina2": 1, "flux2": 1}  # of which a picture's tokens are made one by pads
 TEXT = 24  # text tokens of `conditioning`
 TABLE, TABLE_STEP = 24, 1 / 3  # SD3's table: indices a side, and how far apart two of them are
 SD3 = dict(
@@ -181,11 +186,13 @@ def build(host: str, kind: str, seed: int = 0) -> nn.Module:
 
         shared.opts.data |= {"dynamicPE_lumina2": 0, "scalePE_lumina2": 0}
     classes, config = KINDS[kind]
+    if kind == "flux2" and host == "neo":  # whose latents are packed
+        config = config | dict(patch_size=1, in_channels=64, out_channels=64)
     model = construct(classes[host], config)
     for name, parameter in model.named_parameters():
         if re.search("knorm|qnorm", name):
             parameter.data.fill_(0.6)  # of 1 and this
-        elif re.search("[kq]_norm", name):
+        elif re.search("[kq]_norm|(query|key)_norm", name):
             parameter.data.fill_(1.6)
         elif re.search("norm.*scale|lin$|pad_token", name):  # what a checkpoint alone fills
             parameter.data.normal_(std=0.1)
@@ -202,11 +209,37 @@ def text_of(host: str, kind: str, batch: int, seed: int) -> Tensor:
 
 
 def ids_of_others(kind: str, text: int, pads: int) -> dict[str, object]:
-    """The ids of a kind's text, if any, and pads, and the picture's on the first axis, for `reference.resdit`."""
-    if kind == "krea2":
+    """The ids of a kind's text, if any, and pads, and of the picture's first token, for `reference.resdit`."""
+    if kind in ("", "krea2"):
         return {"others": [(0, 0, 0)] * text}
+    if kind == "flux2":
+        return {"others": [(0, 0, 0, i) for i in range(text)], "first": (0, 0, 0, 0)}
     whole = TEXT + -TEXT % MULTIPLE[kind]
-    return {"others": [(i + 1, 0, 0) for i in range(text)] + [(0, 0, 0)] * pads, "first": whole + 1}
+    return {"others": [(i + 1, 0, 0) for i in range(text)] + [(0, 0, 0)] * pads, "first": (whole + 1, 0, 0)}
+
+
+def latent_of(host: str, kind: str, height: int, width: int, batch: int = 1, seed: int = 5) -> Tensor:
+    """Noise as a kind's model in a host takes it, of this many pixels of an autoencoder that makes 8x8 one."""
+    even = host == "ersatz" and kind in ("zimage", "lumina2")  # whose class makes odd sides smaller
+    packed = kind == "flux2" and host == "neo"
+    if even or packed:
+        height, width = height + height % 2, width + width % 2
+    made = latent(height, width, batch, seed)
+    return nn.functional.pixel_unshuffle(made, 2) if packed else made
+
+
+@contextmanager
+def references(host: str, latents: list[Tensor]) -> Iterator[None]:
+    """The host's model is given reference images, in the block."""
+    from backend.args import dynamic_args
+    from modules import shared
+
+    if host == "neo":
+        changed = swapped(dynamic_args, ref_latents=latents)
+    else:
+        changed = swapped(shared, klein_latents=latents, klein_strength=[1.0] * len(latents))
+    with changed:
+        yield
 
 
 def build_sd3(host: str, seed: int = 0) -> nn.Module:

@@ -25,6 +25,7 @@ from tests.hosts import (  # noqa: F401 (importing registers the checks)
     checks_lora,
     checks_method,
     checks_positions,
+    checks_references,
     checks_sd3,
     checks_state,
     checks_stored,

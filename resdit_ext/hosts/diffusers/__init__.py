@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import ResDiTError, Unsupported
-from ...families import families, family_of_class, fitting_positions
+from ...families import Family, families, family_of_class, fitting_positions
 from ...method.config import ResDiTConfig
 from ...method.run import Run
 from ...monkeypatch import intercept, let_go
@@ -82,12 +82,12 @@ def one_by_one(levels: Levels, around: Callable) -> Callable:
     return guarded
 
 
-def around_pipeline(pipe: object, levels: Levels, shift: float | str | None, own: float) -> Callable:
+def around_pipeline(pipe: object, levels: Levels, shift: float | str | None, family: Family) -> Callable:
     """`around(call, ...)` for a pipeline: its scheduler, whichever it has by then, is followed and its shift pinned."""
 
     def around(call: Callable, *args: object, **kwargs: object) -> object:
         levels.scheduler = pipe.scheduler
-        with pinned_shift(pipe.scheduler, levels.run, shift, own):
+        with pinned_shift(pipe.scheduler, levels.run, shift, family):
             return call(*args, **kwargs)
 
     return around
@@ -151,7 +151,7 @@ def apply_resdit(
     for model, around in zip(models, arounds, strict=True):
         intercept(model, "__call__", around)
     if is_pipeline(pipe_or_transformer):
-        intercept(pipe_or_transformer, "__call__", around_pipeline(pipe_or_transformer, levels, shift, found[0].shift))
+        intercept(pipe_or_transformer, "__call__", around_pipeline(pipe_or_transformer, levels, shift, found[0]))
     return run
 
 

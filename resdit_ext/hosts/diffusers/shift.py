@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
+from ...families import Family
 from ...method.config import check_number
 from ...method.run import Run
 from ...method.shift import HIGHEST_SHIFT, LOWEST_SHIFT, shift_by_size
@@ -34,7 +36,7 @@ def tokens_for(mu: float, config: object) -> float:
 
 
 @contextmanager
-def pinned_shift(scheduler: object, run: Run, shift: float | str | None, own: float) -> Iterator[None]:
+def pinned_shift(scheduler: object, run: Run, shift: float | str | None, family: Family) -> Iterator[None]:
     """Have the scheduler use `shift` above the base size for the duration of the block; None leaves it as it is.
 
     Only a scheduler with `use_dynamic_shifting` is given a shift by its pipeline.
@@ -43,14 +45,15 @@ def pinned_shift(scheduler: object, run: Run, shift: float | str | None, own: fl
         scheduler: the pipeline's.
         run: the generation's parameters and plans.
         shift: mu, "family" for the family's own, or "automatic" for one that grows with the picture's side.
-        own: the family's, at its training size.
+        family: the model's, with its own shift at its training size.
     """
 
     def around(set_timesteps: Callable, *args: object, **kwargs: object) -> object:
         mu, base = kwargs.get("mu"), run.config.base_tokens
-        tokens = 0 if mu is None else round(tokens_for(mu, scheduler.config))
+        tokens_of = family.tokens_of_shift or partial(tokens_for, config=scheduler.config)
+        tokens = 0 if mu is None else round(tokens_of(mu))
         if tokens > base:
-            ours = {FAMILYS_OWN: own, BY_SIZE: own + shift_by_size(tokens, base)}.get(shift, shift)
+            ours = {FAMILYS_OWN: family.shift, BY_SIZE: family.shift + shift_by_size(tokens, base)}.get(shift, shift)
             run.say(
                 f"the pipeline's shift for this size, {mu:.2f}, would leave noise in the picture: {ours:.4g} is used "
                 "(apply_resdit's shift; None leaves the pipeline's)"

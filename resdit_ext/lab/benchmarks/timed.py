@@ -49,7 +49,7 @@ def plan_of(side: int, device: str) -> AttentionPlan:
     """Exact attention at side x side tokens."""
     layout = make_layout(Grid(side, side), SCALED)
 
-    def embed(positions: Tensor, laws: tuple[Law, Law] | None) -> RotaryTable:
+    def embed(positions: Tensor, laws: tuple[Law, Law] | None, _: Grid) -> RotaryTable:
         return rotary_table(image_ids(TEXT, positions), AXES, THETA, laws)
 
     return AttentionPlan(layout, SCALED, TEXT, embed, device)
