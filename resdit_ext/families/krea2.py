@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from ..seams.places_diffusers import Call, GivenIds
+from ..seams.places_diffusers import GivenIds
 from ..seams.rotary import KernelAfterRotation, RotaryBlocks
-from ..seams.rotary_diffusers import NEEDED, RotaryProcessors
+from ..seams.rotary_diffusers import NEEDED, RotaryProcessors, TextMask
 from . import Family, Support
 
 
@@ -23,19 +20,7 @@ def refusal(model: object) -> str | None:
     return None
 
 
-def mask(given: Call) -> Tensor | None:
-    """The mask over all tokens that a call of diffusers' transformer makes of the text's."""
-    text = given.get("encoder_attention_mask")
-    if text is None:
-        return None
-    return torch.cat((text, text.new_ones(given["hidden_states"].shape[:2])), 1)
-
-
-def with_mask(given: Call, mask: Tensor) -> Call:
-    """The arguments with the text's part of another mask over all tokens."""
-    return {**given, "encoder_attention_mask": mask[:, : given["encoder_hidden_states"].shape[1]]}
-
-
+MASK = TextMask("encoder_attention_mask")
 MODELS = "Krea 2 (Raw, Turbo)"
 NEEDS = ("SingleStreamDiT", "attention_function", "pe_embedder")
 FAMILY = Family(
@@ -54,8 +39,8 @@ FAMILY = Family(
             blocks=("transformer_blocks",),
             embedder="rotary_emb",
             places=GivenIds("position_ids", text=None),
-            mask=mask,
-            with_mask=with_mask,
+            mask=MASK.over_all,
+            with_mask=MASK.replaced,
         ).around_calls
     },
     support={

@@ -169,9 +169,11 @@ class KernelAfterRotation:
 
     Attributes:
         arrangement: of the tokens whose ids the embedder is given.
+        flat: True where q, k and v are (B, L, heads*D), False where they are (B, heads, L, D).
     """
 
     arrangement: Arrangement = field(default_factory=Arrangement)
+    flat: bool = False
 
     def fault(self, module: ModuleType) -> str | None:
         """What the module lacks, or None."""
@@ -196,6 +198,10 @@ class KernelAfterRotation:
         def around(kernel: Callable, q: Tensor, k: Tensor, v: Tensor, *args: object, **kwargs: object) -> Tensor:
             if not seen:
                 return kernel(q, k, v, *args, **kwargs)
+            if self.flat:
+                heads = args[0] if args else kwargs["heads"]
+                q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+                kwargs = kwargs | {"skip_reshape": True}
             (sequence, ids), length = seen[0], q.shape[2]
             q, k = q.to(v.dtype), k.to(v.dtype)  # which the rotation may have made float32
             alone = self.arrangement.refines and length == ids.shape[-2] - sequence.before

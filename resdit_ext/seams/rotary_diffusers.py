@@ -96,6 +96,28 @@ class KeyMask:
 
 
 @dataclass(frozen=True)
+class TextMask:
+    """A mask over the text's tokens among a call's arguments, of which the transformer makes one over all tokens.
+
+    Attributes:
+        name: of the argument: (B, T), 1 for the tokens that are in.
+    """
+
+    name: str
+
+    def over_all(self, given: Call) -> Tensor | None:
+        """The mask (B, T + L) over all tokens, or None."""
+        text = given.get(self.name)
+        if text is None:
+            return None
+        return torch.cat((text.bool(), text.new_ones(given["hidden_states"].shape[:2], dtype=torch.bool)), 1)
+
+    def replaced(self, given: Call, mask: Tensor) -> Call:
+        """The arguments with the text's part of another mask over all tokens."""
+        return {**given, self.name: mask[:, : given["encoder_hidden_states"].shape[1]]}
+
+
+@dataclass(frozen=True)
 class OuterMask:
     """A mask whose entry for a query and a key is the product of the two tokens' own, 1 for every image token.
 

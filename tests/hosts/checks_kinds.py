@@ -30,7 +30,7 @@ from tests.hosts.bench import (
 )
 from tests.settings import scaled
 
-NAMES = {"krea2": "Krea 2", "zimage": "Z-Image", "lumina2": "Lumina 2", "flux2": "Flux.2"}
+NAMES = {"krea2": "Krea 2", "zimage": "Z-Image", "lumina2": "Lumina 2", "flux2": "Flux.2", "qwen": "Qwen-Image"}
 NATIVE = scaled(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
 BALANCED = ResDiTConfig(base_tokens=64)
 ODD = (31, 45)  # rows and columns of a latent whose last token is padded
@@ -138,7 +138,7 @@ def every_attention_is_the_methods(bench: Bench, kind: str) -> str:
         embedder = model.pe_embedder if hasattr(model, "pe_embedder") else model.rope_embedder
         for index in (0, -1):
             text, pads = calls[index][0].shape[2] - grid[0] * grid[1], -grid[0] * grid[1] % kit.MULTIPLE[kind]
-            ids = kit.ids_of_others(kind, text - pads, pads)
+            ids = kit.ids_of_others(kind, text - pads, pads, base)
             worst = attention_error(embedder, calls[index], grid, base, phase, **ids)
             found.append(small(worst, 1e-4, f"{size}, {phase}, attention {index}: error"))
     return ", ".join(found)
@@ -162,7 +162,7 @@ def is_as_exact_in_bfloat16(bench: Bench, kind: str) -> str:
 def is_restored_after_an_exception(bench: Bench, kind: str) -> str:
     plain_unet, (unet, _) = bench.of_kind(kind), attached(bench, kind)
     model = plain_unet.model.diffusion_model
-    names = ("blocks", "layers", "single_blocks")
+    names = ("blocks", "layers", "single_blocks", "transformer_blocks")
     blocks = next(getattr(model, name) for name in names if hasattr(model, name))
     module, x = sys.modules[type(model).__module__], latent(bench, kind, TRIPLE)
 

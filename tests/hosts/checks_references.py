@@ -18,6 +18,7 @@ SIZE, GRID, AT_BASE = (32, 40), (16, 20), (7, 9)  # of the latent, of its tokens
 MODELS = {
     "kontext": (("neo",), [(1, 0, 0), (1, 8, 0)]),
     "flux2": (("neo", "ersatz"), [(10, 0, 0, 0), (20, 0, 0, 0)]),
+    "qwen": (("neo",), [(1, -4, -5), (2, -3, -2)]),
 }
 REFERENCES = ((16, 20), (12, 8))
 
@@ -39,7 +40,7 @@ def keep_their_places(bench: Bench, model: str) -> str:
         run = Run(config)
         return velocity(attach(unet, run), sigma), run
 
-    ids = kit.ids_of_others(kind, kit.TEXT, 0)
+    ids = kit.ids_of_others(kind, kit.TEXT, 0, AT_BASE)
     for first, (height, width) in zip(firsts, REFERENCES, strict=True):
         places = [(i, j) for i in range(height // 2) for j in range(width // 2)]
         ids["others"] += [(first[0], first[1] + i, first[2] + j, *first[3:]) for i, j in places]

@@ -76,8 +76,16 @@ FLUX2 = TINY | dict(axes_dim=[8, 8, 8, 8], theta=2000, depth=1, depth_single_blo
 FLUX2 |= dict(vec_in_dim=None, qkv_bias=False, ops_bias=False, global_modulation=True, mlp_silu_act=True)
 FLUX2 |= dict(mlp_ratio=3.0, txt_ids_dims=[3], default_ref_method="index", ref_index_scale=10.0)
 KINDS["flux2"] = ({"neo": FLUX_CLASS, "ersatz": "backend.nn.flux2:IntegratedFlux2Transformer2DModel"}, FLUX2)
+QWEN = dict(in_channels=64, num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32)
+KINDS["qwen"] = ({"neo": "backend.nn.qwen:QwenImageTransformer2DModel"}, QWEN | dict(axes_dims_rope=(8, 12, 12)))
 KINDS["zimage"][1].update(pad_tokens_multiple=32, z_image_modulation=True, z_modulation=True)
-MULTIPLE = {"krea2": 1, "zimage": 32, "lumina2": 1, "flux2": 1}  # of which a picture's tokens are made one by pads
+MULTIPLE = {
+    "krea2": 1,
+    "zimage": 32,
+    "lumina2": 1,
+    "flux2": 1,
+    "qwen": 1,
+}  # of which a picture's tokens are made one by pads
 TEXT = 24  # text tokens of `conditioning`
 TABLE, TABLE_STEP = 24, 1 / 3  # SD3's table: indices a side, and how far apart two of them are
 SD3 = dict(
@@ -192,7 +200,7 @@ def build(host: str, kind: str, seed: int = 0) -> nn.Module:
     for name, parameter in model.named_parameters():
         if re.search("knorm|qnorm", name):
             parameter.data.fill_(0.6)  # of 1 and this
-        elif re.search("[kq]_norm|(query|key)_norm", name):
+        elif re.search("[kq]_norm|(query|key)_norm|norm(_added)?_[qk]", name):
             parameter.data.fill_(1.6)
         elif re.search("norm.*scale|lin$|pad_token", name):  # what a checkpoint alone fills
             parameter.data.normal_(std=0.1)
@@ -208,12 +216,18 @@ def text_of(host: str, kind: str, batch: int, seed: int) -> Tensor:
     return torch.randn(batch, TEXT, 32, generator=generator)
 
 
-def ids_of_others(kind: str, text: int, pads: int) -> dict[str, object]:
-    """The ids of a kind's text, if any, and pads, and of the picture's first token, for `reference.resdit`."""
+def ids_of_others(kind: str, text: int, pads: int, base: tuple[int, int]) -> dict[str, object]:
+    """The ids of a kind's text, if any, and pads, and of the picture's first token, for `reference.resdit`.
+
+    `base` is the grid of the base size, by which some models place their text.
+    """
     if kind in ("", "krea2"):
         return {"others": [(0, 0, 0)] * text}
     if kind == "flux2":
         return {"others": [(0, 0, 0, i) for i in range(text)], "first": (0, 0, 0, 0)}
+    if kind == "qwen":
+        behind = max(base) // 2
+        return {"others": [(behind + i,) * 3 for i in range(text)], "first": (0, -(base[0] // 2), -(base[1] // 2))}
     whole = TEXT + -TEXT % MULTIPLE[kind]
     return {"others": [(i + 1, 0, 0) for i in range(text)] + [(0, 0, 0)] * pads, "first": (whole + 1, 0, 0)}
 
@@ -225,6 +239,8 @@ def latent_of(host: str, kind: str, height: int, width: int, batch: int = 1, see
     if even or packed:
         height, width = height + height % 2, width + width % 2
     made = latent(height, width, batch, seed)
+    if kind == "qwen":
+        return made[:, :, None]
     return nn.functional.pixel_unshuffle(made, 2) if packed else made
 
 
