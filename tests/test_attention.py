@@ -173,7 +173,7 @@ def test_chunk_size_follows_the_budget_and_what_is_free(monkeypatch):
     def patches(megabytes, device="meta"):
         config = dataclasses.replace(BALANCED, chunk_mb=megabytes)
         plan = AttentionPlan(
-            make_layout(Grid(192, 192), config), config, 512, lambda p, laws: rotary_table(p, (4, 4), 1e4, laws)
+            make_layout(Grid(192, 192), config), config, 512, lambda p, laws, _: rotary_table(p, (4, 4), 1e4, laws)
         )
         monkeypatch.setattr(attention, "working_bytes", lambda _, at_most: working_bytes(torch.device(device), at_most))
         return plan.patches_at_once(q)

@@ -103,7 +103,7 @@ def test_each_attention_is_the_methods(model, monkeypatch, phase, sigma, size):
             cutoff=0.1,
             sigma=0.25,
             others=others,
-            first=first,
+            first=(first, 0, 0),
         )
         assert np.abs(out[0].double().numpy() - expected).max() < 2e-5
 

@@ -68,7 +68,7 @@ class TestAModelOfThisKind:
                 cutoff=0.1,
                 sigma=0.25,
                 others=others,
-                first=TEXT + 1,
+                first=(TEXT + 1, 0, 0),
             )
             assert at.value == phase and np.abs(out[0].double().numpy() - expected).max() < 1e-5
 
@@ -97,13 +97,13 @@ class TestFinding:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_text_picture_and_pads(self, dtype):
         ids = ids_of(5, Grid(300, 3), after=28, first=6.0, dtype=dtype)
-        found = Arrangement(multiple=32).find(ROTATION, ids, Grid(300, 3))
+        found = Arrangement(multiple=32).find(ROTATION, ids, Grid(300, 3), 0)
         assert (found.before, found.after, found.origin) == (5, 28, (6.0, 0.0, 0.0))
         assert found.others[4:6] == ((5.0, 0.0, 0.0), (0.0, 0.0, 0.0))
 
     def test_a_picture_before_text(self):
         ids = ids_of(0, Grid(4, 5), after=7)
-        found = Arrangement(text_first=False).find(ROTATION, ids, Grid(4, 5))
+        found = Arrangement(text_first=False).find(ROTATION, ids, Grid(4, 5), 0)
         assert (found.before, found.after) == (0, 7)
 
     @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ class TestFinding:
     )
     def test_what_is_refused(self, ids, reason):
         with pytest.raises(Unsupported, match=reason):
-            Arrangement(refines=True).find(ROTATION, ids, Grid(3, 4))
+            Arrangement(refines=True).find(ROTATION, ids, Grid(3, 4), 0)
 
 
 class TestASequence:
