@@ -94,6 +94,10 @@ def test_a_layout_step_with_masks_is_one_call_at_the_base_size(model):
     assert made.calls == {"layout": 1, "model calls": 1} and not torch.allclose(got, plain, atol=1e-3)
 
 
+def test_the_base_size_is_the_familys_own(model):
+    assert apply_resdit(model).config.base_tokens == 83**2  # of 1328 pixels
+
+
 def test_references_are_made_as_if_off_with_the_reason(model, caplog):
     plain = run(model, 8, 8, shapes=[(1, 2, 3)])
     apply_resdit(model, CONFIG)

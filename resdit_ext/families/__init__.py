@@ -121,6 +121,11 @@ class Family:
         return (self.longest_text + grid.tokens) * self.hidden_size * self.live_vectors * itemsize
 
     @property
+    def base_tokens(self) -> int:
+        """Tokens of the pictures that it was trained on."""
+        return (self.base_size // self.pixels_per_token) ** 2
+
+    @property
     def pixels_per_token(self) -> int:
         """Pixels a side of a token."""
         return self.vae_scale * LATENT_PATCH

@@ -49,7 +49,7 @@ FAMILY = Family(
     },
     hidden_size=3072,  # klein 4B's
     longest_text=512,
-    live_vectors=25,
+    live_vectors=25,  # as FLUX.1, whose blocks these are
     shift=2.02,
     tokens_of_shift=tokens_of_shift,
     steps=4,

@@ -68,7 +68,7 @@ FAMILY = Family(
     },
     hidden_size=3072,
     longest_text=1024,
-    live_vectors=25,
+    live_vectors=25,  # as FLUX.1: not counted
     base_size=1328,
     shift=0.83,
     steps=20,

@@ -6,6 +6,7 @@ Only attention is touched, so LoRA and quantised weights make no difference.
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,7 @@ from functools import partial
 from types import ModuleType
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,12 +24,14 @@ from ..method.in_attention import Attend, plan_for, resdit_attention
 from ..method.layout import Grid, Layout
 from ..method.layout_steps import BaseView, ModelCall, layout_prediction
 from ..method.phases import Phase
+from ..method.positions import grid_positions
 from ..method.rotary import RotaryTable, rotate
 from ..method.run import Run
 from ..monkeypatch import intercepted, redirected
-from .sequence import Arrangement, TokenSequence, too_few
+from .sequence import REFERENCES, Arrangement, Rotation, TokenSequence, too_few
 
 KERNEL = "attention_function"
+LEVEL_ROUNDING = 1e-3
 PACKED = 2  # pixels a side of what is packed into a latent pixel that is a token
 
 
@@ -225,6 +229,58 @@ class KernelAfterRotation:
 
 
 @dataclass(frozen=True)
+class KernelOverPicture:
+    """A module whose blocks attend to the picture alone and then to text, both by `attention_function(q, k, v, ...)`.
+
+    The embedder is given the tokens (B, 1, H, W, C), and its matrices (H*W, D/2, 2, 2) are replaced by ones that do not
+    rotate. It is the picture's attention that has as many keys as queries.
+
+    Attributes:
+        rotation: an embedder's.
+    """
+
+    rotation: Callable[[nn.Module], Rotation]
+
+    def fault(self, module: ModuleType) -> str | None:
+        """What the module lacks, or None."""
+        return KernelAfterRotation().fault(module)
+
+    @contextmanager
+    def replaced(self, module: ModuleType, embedder: nn.Module, method: MethodCall) -> Iterator[None]:
+        """Have the method called in place of every attention of this thread for the duration of the block."""
+        rotation, grid, seen = self.rotation(embedder), method.layout.grid, []
+        sequence = TokenSequence.text_first(rotation, 0)
+
+        def embed(call: Callable, tokens: Tensor, *args: object, **kwargs: object) -> Tensor:
+            matrices = call(tokens, *args, **kwargs)
+            seen.clear()
+            if tuple(tokens.shape[1:4]) != (1, grid.height, grid.width):
+                method.refuse(f"{tokens.shape[1]} frames of tokens are more than a picture; {REFERENCES}")
+                return matrices
+            if method.text == grid.tokens:
+                method.refuse(f"text and picture have {grid.tokens} tokens each, so that they cannot be told apart")
+                return matrices
+            seen.append(grid)
+            return torch.eye(2).to(matrices).expand_as(matrices)
+
+        def around(kernel: Callable, q: Tensor, k: Tensor, v: Tensor, *args: object, **kwargs: object) -> Tensor:
+            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                return kernel(q, k, v, *args, **kwargs)
+
+            def plain() -> Tensor:
+                table = sequence(grid_positions(grid)[: q.shape[2]], None, grid).to(q.device)
+                return attend(*(rotate(rotation.in_pairs(x), table) for x in (q, k)), v)
+
+            if not seen or q.shape[2] != k.shape[2]:
+                return attend(q, k, v)
+            mask = args[1] if len(args) > 1 else kwargs.get("mask")
+            return method.attention(sequence, q, k, v, attend, mask, plain)
+
+        with intercepted([(embedder, "__call__", embed)]), redirected(module, KERNEL, around):
+            yield
+
+
+@dataclass(frozen=True)
 class RotaryBlocks:
     """How such a model is recognised, and where it attends.
 
@@ -236,6 +292,7 @@ class RotaryBlocks:
         embedder: the attribute that makes rotation matrices of ids; it has `axes_dim` and `theta`.
         hidden_size: channels of a model's token.
         patch: latent pixels a side of a model's token.
+        highest_level: of noise; what has higher ones is another family's model of the same structure.
     """
 
     claims: Callable[[object], bool]
@@ -245,6 +302,7 @@ class RotaryBlocks:
     embedder: str = "pe_embedder"
     hidden_size: Callable[[object], int] = lambda model: model.hidden_size
     patch: Callable[[object], int] = lambda _: 2
+    highest_level: float = math.inf
 
     pools = True  # the fast modes have an effect
     rotates = True  # NTK and YaRN are for such positions
@@ -261,7 +319,7 @@ class RotaryBlocks:
         if None not in faults:
             raise Unsupported(faults[0])
         way, embedder = self.ways[faults.index(None)], getattr(model, self.embedder)
-        return RotaryAdapter(self.hidden_size(model), embedder, module, way, self.patch(model))
+        return RotaryAdapter(self.hidden_size(model), embedder, module, way, self.patch(model), self.highest_level)
 
 
 @dataclass(frozen=True)
@@ -274,6 +332,7 @@ class RotaryAdapter:
         module: of its blocks.
         way: in which they attend.
         patch: latent pixels a side of a token.
+        highest_level: of noise.
     """
 
     hidden_size: int
@@ -281,6 +340,7 @@ class RotaryAdapter:
     module: ModuleType
     way: Way
     patch: int = 2
+    highest_level: float = math.inf
 
     def grid(self, latent: Tensor) -> Grid:
         """The token grid of a latent (B, C, H, W) or (B, C, 1, H, W); an odd side is padded by the model."""
@@ -322,6 +382,9 @@ class RotaryAdapter:
         """
         if latent.ndim == 5 and latent.shape[2] > 1:
             run.say(f"not active: a latent of {latent.shape[2]} frames is not supported, only one picture's")
+            return call.predict(latent)
+        if sigma > self.highest_level + LEVEL_ROUNDING:
+            run.say(f"not active: the noise level is {sigma:g}, where this family's end at {self.highest_level:g}")
             return call.predict(latent)
         layout = run.layout(self.grid(latent), sigma)
         if layout.is_base and not run.begin_base_call():

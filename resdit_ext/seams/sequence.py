@@ -152,7 +152,7 @@ class Arrangement:
         """The rotation of a model with this embedder."""
         return Rotation.of(embedder, self.grid_axes, self.halves)
 
-    def find(self, rotation: Rotation, ids: Tensor, grid: Grid, text: int) -> TokenSequence:
+    def find(self, rotation: Rotation, ids: Tensor, grid: Grid, text: int = 0) -> TokenSequence:
         """The sequence whose ids (B or 1, L, axes) an embedder is given, with a picture of this grid and so much text.
 
         Raises:

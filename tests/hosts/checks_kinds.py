@@ -30,7 +30,14 @@ from tests.hosts.bench import (
 )
 from tests.settings import scaled
 
-NAMES = {"krea2": "Krea 2", "zimage": "Z-Image", "lumina2": "Lumina 2", "flux2": "Flux.2", "qwen": "Qwen-Image"}
+NAMES = {
+    "krea2": "Krea 2",
+    "zimage": "Z-Image",
+    "lumina2": "Lumina 2",
+    "flux2": "Flux.2",
+    "qwen": "Qwen-Image",
+    "anima": "Anima",
+}
 NATIVE = scaled(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
 BALANCED = ResDiTConfig(base_tokens=64)
 ODD = (31, 45)  # rows and columns of a latent whose last token is padded
@@ -135,7 +142,7 @@ def every_attention_is_the_methods(bench: Bench, kind: str) -> str:
             velocity(bench, kind, attached(bench, kind)[0], latent(bench, kind, size), PHASES[phase])
         grid, base = grids[size]
         model = bench.of_kind(kind).model.diffusion_model
-        embedder = model.pe_embedder if hasattr(model, "pe_embedder") else model.rope_embedder
+        embedder = kit.embedder_of(model)
         for index in (0, -1):
             text, pads = calls[index][0].shape[2] - grid[0] * grid[1], -grid[0] * grid[1] % kit.MULTIPLE[kind]
             ids = kit.ids_of_others(kind, text - pads, pads, base)

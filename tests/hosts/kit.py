@@ -78,6 +78,13 @@ FLUX2 |= dict(mlp_ratio=3.0, txt_ids_dims=[3], default_ref_method="index", ref_i
 KINDS["flux2"] = ({"neo": FLUX_CLASS, "ersatz": "backend.nn.flux2:IntegratedFlux2Transformer2DModel"}, FLUX2)
 QWEN = dict(in_channels=64, num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32)
 KINDS["qwen"] = ({"neo": "backend.nn.qwen:QwenImageTransformer2DModel"}, QWEN | dict(axes_dims_rope=(8, 12, 12)))
+# The ratios make theta 2^14 for rows and columns: Forge Neo rounds their frequencies, here to themselves.
+ANIMA = dict(in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1, model_channels=24, num_heads=2)
+ANIMA |= dict(num_blocks=2, crossattn_emb_channels=32, adaln_lora_dim=8, use_adaln_lora=True, pos_emb_cls="rope3d")
+ANIMA |= dict(max_img_h=240, max_img_w=240, max_frames=8, rope_h_extrapolation_ratio=1.28)
+ANIMA |= dict(rope_w_extrapolation_ratio=1.28)
+ANIMA_CLASSES = {"neo": "backend.nn.anima:Anima", "ersatz": "backend.nn.cosmos_predict2:MiniTrainDIT"}
+KINDS["anima"] = (ANIMA_CLASSES, ANIMA)
 KINDS["zimage"][1].update(pad_tokens_multiple=32, z_image_modulation=True, z_modulation=True)
 MULTIPLE = {
     "krea2": 1,
@@ -85,6 +92,7 @@ MULTIPLE = {
     "lumina2": 1,
     "flux2": 1,
     "qwen": 1,
+    "anima": 1,
 }  # of which a picture's tokens are made one by pads
 TEXT = 24  # text tokens of `conditioning`
 TABLE, TABLE_STEP = 24, 1 / 3  # SD3's table: indices a side, and how far apart two of them are
@@ -221,7 +229,7 @@ def ids_of_others(kind: str, text: int, pads: int, base: tuple[int, int]) -> dic
 
     `base` is the grid of the base size, by which some models place their text.
     """
-    if kind in ("", "krea2"):
+    if kind in ("", "krea2", "anima"):
         return {"others": [(0, 0, 0)] * text}
     if kind == "flux2":
         return {"others": [(0, 0, 0, i) for i in range(text)], "first": (0, 0, 0, 0)}
@@ -232,14 +240,22 @@ def ids_of_others(kind: str, text: int, pads: int, base: tuple[int, int]) -> dic
     return {"others": [(i + 1, 0, 0) for i in range(text)] + [(0, 0, 0)] * pads, "first": (whole + 1, 0, 0)}
 
 
+def embedder_of(model: nn.Module) -> object:
+    """What has the channels of a model's position axes, as `axes_dim`, and their `theta`."""
+    if hasattr(model, "pos_embedder"):
+        return SimpleNamespace(axes_dim=(4, 4, 4), theta=2**14)
+    return model.pe_embedder if hasattr(model, "pe_embedder") else model.rope_embedder
+
+
 def latent_of(host: str, kind: str, height: int, width: int, batch: int = 1, seed: int = 5) -> Tensor:
     """Noise as a kind's model in a host takes it, of this many pixels of an autoencoder that makes 8x8 one."""
-    even = host == "ersatz" and kind in ("zimage", "lumina2")  # whose class makes odd sides smaller
+    # Where the class makes odd sides smaller, or cannot take them.
+    even = host == "ersatz" and kind in ("zimage", "lumina2", "anima")
     packed = kind == "flux2" and host == "neo"
     if even or packed:
         height, width = height + height % 2, width + width % 2
     made = latent(height, width, batch, seed)
-    if kind == "qwen":
+    if kind == "qwen" or (kind == "anima" and host == "neo"):
         return made[:, :, None]
     return nn.functional.pixel_unshuffle(made, 2) if packed else made
 

@@ -105,7 +105,7 @@ def apply_resdit(
     Args:
         pipe_or_transformer: a pipeline of a supported family (any variant, with its control nets), or the transformer
             of one, compiled or not.
-        config: the method's parameters, by default the Balanced setting.
+        config: the method's parameters, by default the Balanced setting at the family's base size.
         sigmas: the run's full list of noise levels; by default the pipeline's scheduler's, or the family's own.
         shift: mu of the noise levels above the base size, 0 to 5, by default the family's at its training size; without
             it diffusers' would grow until pictures above 2048 pixels are not denoised. "automatic" adds half of ln of
@@ -126,8 +126,7 @@ def apply_resdit(
         >>> apply_resdit(pipe)  # doctest: +SKIP
         >>> pipe("a lighthouse at dusk", height=3072, width=3072)  # doctest: +SKIP
     """
-    config = ResDiTConfig() if config is None else config
-    if not isinstance(config, ResDiTConfig):
+    if not isinstance(config, ResDiTConfig | None):
         raise ResDiTError(f"config is {config!r}; pass a ResDiTConfig")
     check_shift(shift)
     models = models_of(pipe_or_transformer)
@@ -136,6 +135,7 @@ def apply_resdit(
         ranks_of(inner(models[found.index(None)]))  # which refuses other engines' wrappers with a better reason
         known = ", ".join(name for family in families() for name in family.diffusers)
         raise Unsupported(f"{type(inner(models[found.index(None)])).__name__} is not one of {known}")
+    config = ResDiTConfig(base_tokens=found[0].base_tokens) if config is None else config
     config, problem = fitting_positions(config, found[0])
     check_batch_group(batch_group, found[0])
     run, arounds = Run(config, sigmas), []
