@@ -1,3 +1,3 @@
 """The version, apart so that packaging can read it without importing torch."""
 
-__version__ = "0.2.2"
+__version__ = "0.3.0"

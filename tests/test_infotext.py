@@ -46,6 +46,7 @@ VALUES_OF_0_1_1 = {
     "positions": "automatic",
     "maximal_range": 256,
     "shift": "WebUI",
+    "compare": False,
 }
 
 

@@ -54,7 +54,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     made.add_argument("--seeds", default="0", help="a seed, or the first and the last as 1-8 (default 0)")
     made.add_argument("--size", default="3072x3072", help="WIDTHxHEIGHT in pixels (default 3072x3072)")
     made.add_argument("--preset", default="Balanced", help=", ".join(PRESETS))
-    made.add_argument("--base-size", type=int, default=1024, help="side of the training pictures (default 1024)")
+    made.add_argument("--base-size", type=int, help="side of the training pictures (default: as usual for the model)")
     made.add_argument("--steps", type=int, help="default: usual for the model")
     made.add_argument("--guidance", type=float, help="default: the pipeline's own")
     made.add_argument("--sampler", default="LCM", help="Euler, or LCM (default): with fresh noise in every step")

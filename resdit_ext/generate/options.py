@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ResDiTError, quoted
+from ..families import Family
 from ..method.config import PRESETS, ResDiTConfig, check_choice, check_number
 from ..method.layout import Grid
 from ..webui.infotext import parameters
@@ -47,7 +48,7 @@ class GenerateOptions:
         size: (width, height) in pixels.
         out: the file of a single picture, the folder of several.
         preset: one of PRESETS.
-        base_size: pixels a side of the model's training pictures.
+        base_size: pixels a side of the model's training pictures; None is as usual for the model.
         steps: how many; None is the family's usual number.
         guidance: None is the pipeline's own.
         sampler: one of SAMPLERS.
@@ -64,7 +65,7 @@ class GenerateOptions:
     out: Path
     components: Path | None = None
     preset: str = "Balanced"
-    base_size: int = 1024
+    base_size: int | None = None
     steps: int | None = None
     guidance: float | None = None
     sampler: str = "LCM"
@@ -90,16 +91,15 @@ class GenerateOptions:
             )
         self._request, self.pictures()  # which refuse what is out of range before a model is loaded
 
-    @property
-    def config(self) -> ResDiTConfig:
-        """The method's parameters."""
-        return self._request.config
+    def config_for(self, family: Family) -> ResDiTConfig:
+        """The method's parameters for a model of a family."""
+        return self._request.for_model(family.base_tokens).config
 
     @property
     def _request(self) -> object:
         width, height = self.size
-        given = {"preset": self.preset, "base_size": self.base_size, "width": width, "height": height}
-        return parse_request((given,))
+        given = {"preset": self.preset, "width": width, "height": height}
+        return parse_request((given | ({} if self.base_size is None else {"base_size": self.base_size}),))
 
     @property
     def grid(self) -> Grid:

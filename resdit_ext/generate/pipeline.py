@@ -35,7 +35,7 @@ class Loaded:
 
 def share_heads(pipe: diffusers.DiffusionPipeline, family: Family, options: GenerateOptions, count: int) -> None:
     """Have the processes share every attention by its heads."""
-    layout = make_layout(options.grid, options.config)
+    layout = make_layout(options.grid, options.config_for(family))
     heads = pipe.transformer.config.num_attention_heads
     lengths = heads, family.longest_text, layout.grid.tokens, layout.base.tokens
     # Equal parts need no talk about their sizes, and older versions of diffusers know no others.
@@ -67,7 +67,7 @@ def load(options: GenerateOptions, processes: Processes) -> Loaded:
             share_heads(pipe, family, options, processes.count)
         else:
             group = torch.distributed.group.WORLD
-    run = apply_resdit(pipe, options.config, batch_group=group)
+    run = apply_resdit(pipe, options.config_for(family), batch_group=group)
     if options.offload == "model":
         pipe.enable_model_cpu_offload(gpu_id=processes.device.index)
     elif options.offload == "sequential":

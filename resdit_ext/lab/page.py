@@ -97,7 +97,7 @@ def generate(
         expected = forecast(request, width, height, steps)
         message = expected.line()
     grid = grid_of(width, height)
-    base = max(2, request.values["base_size"] // PAGE_PIXELS)
+    base = max(2, request.base_side // PAGE_PIXELS)
     config = replace(request.config, base_tokens=base**2) if expected.active else None
     done = itertools.count()
 

@@ -150,12 +150,13 @@ def forecast(
         ResDiTError: the range of positions that the options give is too small for the picture.
     """
     run, family = steps - skipped, family or families()[0]
+    request = request.for_model(family.base_tokens)
     if not request.enabled:
         return Forecast(width, height, run, idle="switched off")
     layout = make_layout(grid_of(width, height, family.pixels_per_token), request.config)
     chosen = chosen_positions(request.config, family, layout, loras)
     if layout.is_base and not chosen.config.acts_at_base:
-        base = request.values["base_size"]
+        base = request.base_side
         return Forecast(width, height, run, idle=f"{width}x{height} is not above the base size ({base} px squared)")
     config, warnings, pools = chosen.config, list(chosen.warnings), family.webui.pools
     wants_speed = request.values["speed"] not in ("exact", DEFAULTS["speed"])

@@ -74,6 +74,7 @@ def process(p: object, *_: object) -> None:
         return
     model = recognised_model(p)
     host_of(p).check_samplers(p)
+    generation.request = generation.request.for_model(model.family.base_tokens)
     forecast = forecast_of(p, generation.request, model.family)
     tell(p, forecast.line(), logging.INFO)
     if forecast.active:

@@ -28,6 +28,7 @@ class Option:
         place: on the page.
         key: its name in a picture's parameters.
         parameter: whether it is a parameter of the method.
+        integer: whether the number of a "scale" is a whole one, as that of a "number" is whose default is.
         older: (version, what stood for a value that is not mentioned in versions before it), the first version first.
     """
 
@@ -43,11 +44,12 @@ class Option:
     place: str = ADVANCED
     key: str = ""
     parameter: bool = False
+    integer: bool = False
     older: tuple[tuple[str, object], ...] = ()
 
     @property
     def whole(self) -> bool:
-        return isinstance(self.default, int)
+        return self.integer or isinstance(self.default, int)
 
     def parse(self, value: object) -> object:
         """The value as its type; raises ResDiTError naming the field, the value and what is allowed."""

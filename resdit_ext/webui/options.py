@@ -8,7 +8,7 @@ from `ResDiTConfig`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from ..errors import ResDiTError, quoted
 from ..method.config import BALANCED, PRESETS, ResDiTConfig, check_choice
@@ -28,6 +28,7 @@ from .sizes import (
     idle_sizes,
 )
 
+MODELS_OWN = "automatic"
 WEBUI_SHIFT, SHIFT_BY_SIZE = "WebUI", "automatic"
 BOTH_PASSES, FIRST_PASS, HIRES_PASS = "both", "first pass", "hires pass"
 
@@ -118,13 +119,15 @@ OPTIONS = (
     Option(
         "base_size",
         "Base size",
-        "number",
-        math.isqrt(BALANCED.base_tokens) * PIXELS_PER_TOKEN,
-        "Side in pixels of the pictures that the model was trained on",
+        "scale",
+        MODELS_OWN,
+        "Side in pixels of the pictures that the model was trained on; automatic: as usual for the model",
+        choices=(MODELS_OWN,),
         low=128,
         high=2048,
-        step=64,
+        integer=True,
         key="ResDiT base size",
+        older=(("0.3.0", math.isqrt(BALANCED.base_tokens) * PIXELS_PER_TOKEN),),
     ),
     _parameter(
         "base_shape",
@@ -229,7 +232,12 @@ PARAMETERS = tuple(option.name for option in OPTIONS if option.parameter)
 
 @dataclass(frozen=True)
 class Request:
-    """A validated set of options."""
+    """A validated set of options.
+
+    Attributes:
+        values: by name.
+        config: the method's parameters; with an automatic base size at the usual one, see `for_model`.
+    """
 
     values: dict[str, object]
     config: ResDiTConfig
@@ -237,6 +245,17 @@ class Request:
     @property
     def enabled(self) -> bool:
         return self.values["enabled"]
+
+    def for_model(self, base_tokens: int) -> Request:
+        """The same for a model that was trained at so many tokens, which an automatic base size follows."""
+        if self.values["base_size"] != MODELS_OWN:
+            return self
+        return replace(self, config=replace(self.config, base_tokens=base_tokens))
+
+    @property
+    def base_side(self) -> int:
+        """The base size's side in pixels."""
+        return math.isqrt(self.config.base_tokens) * PIXELS_PER_TOKEN
 
     def changed(self) -> dict[str, object]:
         """The options that differ from their defaults and have an effect, `enabled` aside."""
@@ -276,5 +295,6 @@ def parse_request(args: tuple) -> Request:
         return Request(DEFAULTS, BALANCED)
     values = {option.name: option.parse(values[option.name]) for option in OPTIONS}
     parameters = {name: values[name] for name in PARAMETERS}
-    config = ResDiTConfig(**parameters, base_tokens=(values["base_size"] // PIXELS_PER_TOKEN) ** 2)
-    return Request(values, config)
+    side = values["base_size"]
+    size = {} if side == MODELS_OWN else {"base_tokens": (side // PIXELS_PER_TOKEN) ** 2}
+    return Request(values, ResDiTConfig(**parameters, **size))
