@@ -127,7 +127,7 @@ def test_the_forecast_the_routes_and_the_doctor_know_it(lumen, tmp_path):
     assert "NO  backend/nn/lumen.py: attention(q, k, v, pe)" in str(doctor.examine(host))
 
 
-NAMED = re.compile(r"flux|sd3|chroma", re.IGNORECASE)
+NAMED = re.compile(r"flux|sd3|chroma|krea|z.?image|lumina|qwen", re.IGNORECASE)
 # The lab's micro models are of two families, and Forge's forks are told apart by a file that all of them have.
 MAY_NAME = {"__main__.py", "doctor.py"}
 

@@ -18,8 +18,8 @@ from resdit_ext.families import families, family_of_class
 from resdit_ext.field import webui
 from resdit_ext.field.pipelines import TILES, PipelineMaker
 from resdit_ext.field.plan import SCENES, FieldOptions, Order
-from resdit_ext.field.random_flux import blocks_of
 from resdit_ext.field.webui import WebUIMaker
+from resdit_ext.lab.random_model import blocks_of
 from resdit_ext.method.memory import OutOfMemory
 from tests.pipelines import TEXT, pipeline
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from resdit_ext import BALANCED, PAPER, ResDiTConfig, ResDiTError
 from resdit_ext.webui.forecast import forecast
+from resdit_ext.webui.option import unmentioned
 from resdit_ext.webui.options import (
     BY_NAME,
     DEFAULTS,
@@ -286,3 +287,18 @@ def test_the_status_line(options, size, active, expected):
 )
 def test_sizes_are_of_the_hosts_multiple(values, size):
     assert output_size(DEFAULTS | values, 1000, 750, 64) == size
+
+
+def test_an_automatic_base_size_follows_the_model_and_a_number_does_not():
+    qwens = (1328 // 16) ** 2
+    automatic, given = parse_request(({},)), parse_request(({"base_size": 1024},))
+    assert automatic.config.base_tokens == 4096 and automatic.base_side == 1024
+    assert automatic.for_model(qwens).config.base_tokens == qwens and automatic.for_model(qwens).base_side == 1328
+    assert given.for_model(qwens) == given and given.config.base_tokens == 4096
+    with pytest.raises(ResDiTError, match="base_size is 'large'; it must be one of 'automatic' or a whole number from"):
+        parse_request(({"base_size": "large"},))
+
+
+def test_an_older_picture_has_the_base_size_that_it_was_made_with():
+    base = BY_NAME["base_size"]
+    assert [unmentioned(base, version) for version in ("0.1.0", "0.2.2", "0.3.0")] == [1024, 1024, "automatic"]

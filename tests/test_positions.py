@@ -15,7 +15,7 @@ from resdit_ext.method.positions import token_positions
 from resdit_ext.method.randomized import equidistant_positions
 from resdit_ext.method.run import Run
 from resdit_ext.positions_metadata import positions_metadata
-from resdit_ext.seams import rotary
+from resdit_ext.seams import sequence
 from resdit_ext.webui.forecast import forecast
 from resdit_ext.webui.options import parse_request
 from resdit_ext.webui.positions import chosen_positions
@@ -148,13 +148,13 @@ def test_what_the_host_cannot_read_is_no_error_of_ours(monkeypatch, caplog, prom
 
 def table_of(monkeypatch):
     """The image positions of every rotary table made from now on, and whether it has frequencies of its own."""
-    made, original = [], rotary.rotary_table
+    made, original = [], sequence.rotary_table
 
-    def spy(ids, axes_dim, theta, laws=None):
+    def spy(ids, axes_dim, theta, laws=None, grid_axes=(-2, -1)):
         made.append((ids[..., 3:, 1:], laws is not None))
-        return original(ids, axes_dim, theta, laws)
+        return original(ids, axes_dim, theta, laws, grid_axes)
 
-    monkeypatch.setattr(rotary, "rotary_table", spy)
+    monkeypatch.setattr(sequence, "rotary_table", spy)
     return made
 
 

@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 
 from ..errors import ResDiTError
+from ..lab.commands import MICRO, RANDOM
 from ..method.config import check_number
 from .making import Maker
 from .plan import METHODS, SAMPLERS, SIZES, FieldOptions
-
-MICRO, RANDOM = ("micro-flux", "micro-sd3"), "random-flux"
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -65,9 +64,9 @@ def maker_of(args: argparse.Namespace, options: FieldOptions) -> Maker:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16  # which few CPUs compute with at any speed
     if args.model == RANDOM:
-        from .random_flux import random_flux
+        from ..lab.random_model import random_pipeline
 
-        pipe, inputs = random_flux(device, dtype, args.depth, args.heads)
+        pipe, inputs = random_pipeline(device, dtype, args.depth, args.heads)
         family, name = family_of_class(type(pipe.transformer).__name__), f"{RANDOM} {args.depth}, {args.heads} heads"
     else:
         from ..hosts.diffusers.loading import load_pipeline

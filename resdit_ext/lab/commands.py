@@ -9,6 +9,8 @@ from pathlib import Path
 from ..errors import ResDiTError
 from ..method.config import PRESETS, check_number
 
+MICRO, RANDOM = ("micro-flux", "micro-sd3"), "random-flux"  # as the field test names the lab's models
+
 
 def run_demo(args: argparse.Namespace) -> int:
     from .demo import demo, print_report

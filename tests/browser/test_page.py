@@ -103,6 +103,13 @@ def fill(page, name, value):
     number(page, name).press("Enter")
 
 
+def write(page, name, text):
+    """Into a list that takes what is not in it."""
+    box = page.locator(f"{PREFIX}_{name} input")
+    box.fill(text)
+    box.press("Enter")
+
+
 def html(page, name):
     return page.locator(f"{PREFIX}_{name}").first  # gradio 3.41 gives the id to two elements, one in the other
 
@@ -206,7 +213,7 @@ def test_a_picture_is_made_in_a_webui(page, site):
         fill(page, f"#txt2img_{name}", value)
     radio(page, "size", "WebUI")
     open_advanced(page)
-    fill(page, "base_size", 128)
+    write(page, "base_size", "128")
     expect(status(page)).to_contain_text("256x256, 0.1 MP, 2.00x")
     page.locator("#txt2img_generate").click()
     image = page.locator("#txt2img_gallery img").first
@@ -246,9 +253,7 @@ def test_a_bad_value_is_said_and_the_picture_is_made(own, page):
     open_numbers(page)
     fill(page, "#txt2img_steps", 2)
     page.locator(f"{PREFIX}-checkbox input").check()
-    scale = page.locator(f"{PREFIX}_attention_scale input")
-    scale.fill("cube")
-    scale.press("Enter")
+    write(page, "attention_scale", "cube")
     expect(status(page)).to_contain_text("attention_scale is 'cube'")
     message, written = generate(page)
     assert message.startswith("not active: attention_scale is 'cube'") and "ResDiT" not in written

@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from ..errors import ResDiTError, quoted
-from ..lab.benchmarks.flux import FLUX_DEV, TEXT, model
 from ..method.config import check_number
+from .benchmarks.flux import FLUX_DEV, TEXT, model
 
 SCHEDULER = dict(
     base_image_seq_len=256, max_image_seq_len=4096, base_shift=0.5, max_shift=1.15, shift=3.0, use_dynamic_shifting=True
@@ -37,7 +37,7 @@ def blocks_of(depth: str) -> tuple[int, int]:
     return double, single
 
 
-def random_flux(device: str, dtype: torch.dtype, depth: str, heads: int) -> tuple[FluxPipeline, dict[str, object]]:
+def random_pipeline(device: str, dtype: torch.dtype, depth: str, heads: int) -> tuple[FluxPipeline, dict[str, object]]:
     """(a pipeline without text encoders, the inputs of its calls in place of a prompt).
 
     Args:
