@@ -103,8 +103,8 @@ def equidistant(length, maximal):
 
 
 def ids_of(text, pos, others=None, first=(0.0, 0.0, 0.0)):
-    """(T + L, axes) ids: `others`, or zeros for text, then `first` with rows and columns on its second and third."""
-    first = np.asarray(first, dtype=np.float64)
+    """(T + L, axes) ids: `others`, or zeros for text, then `first`, or (first, 0, 0), plus rows and columns."""
+    first = np.array([first, 0, 0] if np.ndim(first) == 0 else first, dtype=np.float64)
     image = np.tile(first, (len(pos), 1))
     image[:, 1:3] += np.asarray(pos, dtype=np.float64).reshape(-1, 2)
     others = np.zeros((text, len(first))) if others is None else np.asarray(others, dtype=np.float64)

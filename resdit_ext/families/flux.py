@@ -31,7 +31,7 @@ def refusal(model: object) -> str | None:
     """Why a FLUX-like model is not FLUX.1, or None."""
     axes = len(getattr(getattr(model, "pe_embedder", None), "axes_dim", ()))
     if axes != 3:
-        return f"a FLUX with {axes} position axes, where FLUX.1 has 3, is not supported"
+        return f"a FLUX with {axes} position axes where FLUX.1 has 3 is not supported"
     if getattr(model, "txt_ids_dims", None):
         return "a FLUX whose text has positions of its own is not supported yet"
     return None

@@ -30,7 +30,11 @@ def tokens_of_shift(mu: float) -> float:
     return 0.0 if mu <= FEW_STEPS else (mu - 0.45666666) / 0.00016927
 
 
-NEO = Support("klein 4B, klein 9B", {"backend/nn/flux.py": ("txt_ids_dims", "attention(q, k, v, pe)")})
+# Its class in Forge Neo is FLUX.1's.
+NEO = Support(
+    "klein 4B, klein 9B",
+    {"backend/diffusion_engine/flux2.py": ("Flux2",), "backend/nn/flux.py": ("txt_ids_dims", "attention(q, k, v, pe)")},
+)
 FAMILY = Family(
     name="Flux.2",
     key="flux2",

@@ -171,7 +171,7 @@ class Arrangement:
         if not self.is_picture(rotation, picture, grid) or not alike:
             raise Unsupported(
                 f"{len(ids)} tokens are not {before} of text, a picture of {grid.height}x{grid.width} and others in "
-                "their usual places; another extension changes them"
+                "their usual places"
                 if self.references
                 else f"{len(ids)} tokens are more than text and picture; {REFERENCES}"
             )
