@@ -11,7 +11,7 @@ from resdit_ext import Unsupported, apply_resdit, remove_resdit
 from resdit_ext.families import identify
 from resdit_ext.method.run import Run
 from resdit_ext.seams import rotary_diffusers
-from resdit_ext.seams.rotary_diffusers import OuterMask
+from resdit_ext.seams.masks_diffusers import OuterMask
 from tests import fakes, fakes_inline, reference
 from tests.attaching import attach
 from tests.fakes import CHANNELS

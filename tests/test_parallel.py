@@ -16,7 +16,7 @@ from resdit_ext import ResDiTConfig, Unsupported, apply_resdit, enable_paralleli
 from resdit_ext.generate.pictures import generate
 from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.seams.joint_processor import share
-from resdit_ext.seams.rotary_diffusers import KeyMask
+from resdit_ext.seams.masks_diffusers import KeyMask
 from resdit_ext.seams.ulysses_diffusers import Ranks
 from tests import parallel_processes, pipelines
 from tests.training_models import save_pipeline

@@ -57,7 +57,7 @@ def generate(model):
 def test_from_the_hook_to_the_softmax(seen):
     generate(fakes.FakeFlux())
     longest = max(seen["kernel"], key=len)
-    assert longest[-1][0] == "seams/rotary.py" and ("method/in_attention.py", "resdit_attention") in longest
+    assert longest[-1][0] == "seams/ways.py" and ("method/in_attention.py", "resdit_attention") in longest
     trip = [*seen["clone"][0], *longest]
     assert len(trip) <= HOPS, trip
     assert len({file for file, _ in trip}) <= FILES, trip

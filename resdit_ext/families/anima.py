@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..seams.rotary import KernelOverPicture, RotaryBlocks
+from ..seams.rotary import RotaryBlocks
 from ..seams.sequence import Rotation
+from ..seams.ways import KernelOverPicture
 from . import Family, Support
 
 THETA = 10000.0

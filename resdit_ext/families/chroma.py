@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..seams.rotary import KernelAfterRotation, RotaryBlocks, RotatingAttention
-from ..seams.rotary_diffusers import NEEDED, OuterMask, RotaryProcessors
+from ..seams.masks_diffusers import OuterMask
+from ..seams.rotary import RotaryBlocks
+from ..seams.rotary_diffusers import NEEDED, RotaryProcessors
+from ..seams.ways import KernelAfterRotation, RotatingAttention
 from . import Family, Support
 
 

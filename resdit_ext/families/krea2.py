@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..seams.masks_diffusers import TextMask
 from ..seams.places_diffusers import GivenIds
-from ..seams.rotary import KernelAfterRotation, RotaryBlocks
-from ..seams.rotary_diffusers import NEEDED, RotaryProcessors, TextMask
+from ..seams.rotary import RotaryBlocks
+from ..seams.rotary_diffusers import NEEDED, RotaryProcessors
+from ..seams.ways import KernelAfterRotation
 from . import Family, Support
 
 

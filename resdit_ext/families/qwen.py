@@ -8,10 +8,12 @@ from torch import nn
 
 from ..errors import Unsupported
 from ..method.run import Run
+from ..seams.masks_diffusers import TextMask
 from ..seams.places_diffusers import GivenSides
-from ..seams.rotary import KernelAfterRotation, RotaryBlocks
-from ..seams.rotary_diffusers import DISPATCH, RotaryProcessors, TextMask
+from ..seams.rotary import RotaryBlocks
+from ..seams.rotary_diffusers import DISPATCH, RotaryProcessors
 from ..seams.sequence import Arrangement
+from ..seams.ways import KernelAfterRotation
 from . import Family, Support
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..method.layout import Grid
 from ..seams.latents_diffusers import Call, LatentProcessors, by_dispatcher
-from ..seams.rotary import KernelAfterRotation, RotaryBlocks
+from ..seams.rotary import RotaryBlocks
 from ..seams.sequence import Arrangement, Rotation, TokenSequence
+from ..seams.ways import KernelAfterRotation
 from . import Family, Support
 
 PADDED_TO = 32  # tokens
