@@ -32,6 +32,7 @@ from resdit_ext.method.layout import Grid, make_layout
 from tests.settings import with_one_block
 
 SQUARE_2X = grid_for((1, 1), 2)
+STEPS = 14  # enough to tell the methods apart
 LAYOUT_2X = make_layout(SQUARE_2X, METHODS["Balanced"])
 
 
@@ -196,7 +197,7 @@ def test_plain_fails_at_2x_and_resdit_does_not(model):
     prompts = [prompt_of(seed) for seed in range(6)]
     means = {}
     for name in ("plain", "PES only", "Balanced"):
-        pictures = sample(model, prompts, SQUARE_2X, range(6), METHODS[name])
+        pictures = sample(model, prompts, SQUARE_2X, range(6), METHODS[name], STEPS)
         found = [measure(*pair, LAYOUT_2X) for pair in zip(pictures, prompts, strict=True)]
         means[name] = means_of(found)
     assert means["plain"]["ok"] < 0.2 and means["Balanced"]["ok"] > 0.6
@@ -209,7 +210,7 @@ def test_sd3_patches_bring_texture_where_scaled_positions_blur(sd3):
     prompts = [prompt_of(seed) for seed in range(4)]
     means = {}
     for name in ("PES only", "Balanced"):
-        pictures = sample(sd3, prompts, SQUARE_2X, range(4), METHODS[name])
+        pictures = sample(sd3, prompts, SQUARE_2X, range(4), METHODS[name], STEPS)
         found = [measure(*pair, LAYOUT_2X) for pair in zip(pictures, prompts, strict=True)]
         means[name] = means_of(found)
     assert means["Balanced"]["one"] == 1 and means["Balanced"]["iou"] > 0.85

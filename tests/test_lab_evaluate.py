@@ -48,7 +48,7 @@ def test_evaluation_resumes_and_tabulates(tmp_path, monkeypatch):
 
     made = []
 
-    def picture(_, name, grid, prompt, seed, patterns):
+    def picture(_, name, grid, prompt, seed, patterns, steps):
         made.append((name, seed))
         return render(random_scene(np.random.default_rng(seed), prompt), 4 * grid.height, 4 * grid.width, patterns)
 
@@ -79,7 +79,7 @@ def test_the_cost_of_a_row_is_counted(sd3, monkeypatch):
     """On the micro SD3, which has no attention between patches: calls at the base size, of 32 + 256 tokens."""
     from resdit_ext.lab import evaluate as module
 
-    monkeypatch.setattr(module, "sample", lambda *a, **k: sample(*a, **k, steps=5))
+    monkeypatch.setattr(module, "sample", lambda *a, **k: sample(*a[:-1], 5, **k))
     grid, cost = Grid(24, 24), costs(sd3)
     patches = [len(layout.patches) for layout in layouts_in_turn(grid, METHODS["Balanced"])]
     calls = 1 + 2 * (1 + patches[0]) + 2 * (1 + patches[1])  # of the five steps the first is a layout step

@@ -56,8 +56,8 @@ def generate(model):
 
 def test_from_the_hook_to_the_softmax(seen):
     generate(fakes.FakeFlux())
-    longest = max(seen["kernel"], key=len)
-    assert longest[-1][0] == "seams/ways.py" and ("method/in_attention.py", "resdit_attention") in longest
+    longest = max((trip for trip in seen["kernel"] if ("method/in_attention.py", "resdit_attention") in trip), key=len)
+    assert longest[-1][0] == "seams/ways.py"
     trip = [*seen["clone"][0], *longest]
     assert len(trip) <= HOPS, trip
     assert len({file for file, _ in trip}) <= FILES, trip

@@ -20,6 +20,7 @@ from ...method.phases import Phase, steps_per_phase
 from ...method.run import Run
 from ...method.shift import shifted_sigmas
 from ...seams.rotary_diffusers import RotaryProcessors
+from ...seams.sequence import Rotation, TokenSequence
 from ...seams.ulysses_diffusers import ranks_of
 
 TEXT, STEPS, HEADS = 512, 35, 24
@@ -110,13 +111,14 @@ def calls(transformer: FluxTransformer2DModel, config: ResDiTConfig | None, pixe
     side = pixels // PIXELS_PER_TOKEN
     run = Run(config, shifted_sigmas(STEPS))
     layouts = layouts_in_turn(Grid(side, side), config)
+    sequence = TokenSequence.text_first(Rotation.of(transformer.pos_embed), TEXT)
     small = inputs(layouts[0].base.width * PIXELS_PER_TOKEN, device)
 
     def call(phase: Phase, layout: Layout) -> None:
         if phase is Phase.LAYOUT:
             transformer(**small)
             return
-        with RotaryProcessors().attention_at(transformer, run, layout, TEXT, phase, ranks=ranks_of(transformer)):
+        with RotaryProcessors().attention_at(transformer, run, layout, sequence, phase, ranks=ranks_of(transformer)):
             transformer(**data)
 
     return [
