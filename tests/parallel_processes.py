@@ -17,6 +17,7 @@ from diffusers import (
     ContextParallelConfig,
     Flux2Transformer2DModel,
     FluxControlNetModel,
+    QwenImageTransformer2DModel,
     SD3ControlNetModel,
     TensorParallelConfig,
 )
@@ -109,6 +110,19 @@ def tokens_of_flux2(*size, references=0):
     return given | dict(img_ids=ids[None], txt_ids=places)
 
 
+def qwen():
+    torch.manual_seed(1)
+    sizes = dict(num_layers=1, num_attention_heads=2, attention_head_dim=16, in_channels=64)
+    return QwenImageTransformer2DModel(**sizes, joint_attention_dim=WIDTH, axes_dims_rope=(4, 6, 6)).eval()
+
+
+def tokens_of_qwen(rows, columns, sigma=FUSED, **more):
+    """A call of Qwen-Image."""
+    given = tokens(rows, columns, sigma)
+    names = ("hidden_states", "encoder_hidden_states", "timestep", "return_dict")
+    return {name: given[name] for name in names} | dict(img_shapes=[[(1, rows, columns)]], **more)
+
+
 def by_heads(**more):
     return ContextParallelConfig(ulysses_degree=RANKS, **more)
 
@@ -197,6 +211,7 @@ def flux_cases():
         given = tokens(12, 12, sigma, joint_attention_kwargs={"attention_mask": additive})
         yield f"mask, {name}", shared(flux, given, LAYOUT, by_heads())
         yield f"flux2, {name}", shared(flux2, tokens_of_flux2(12, 12, sigma), LAYOUT, by_heads())
+        yield f"qwen, {name}", shared(qwen, tokens_of_qwen(12, 12, sigma), LAYOUT, by_heads())
     order = Ranks.order
     Ranks.order = lambda _, text, image, device: torch.arange(text + image, device=device)
     yield "without the reorder", shared(flux, fused, FAST, by_heads())
@@ -320,6 +335,8 @@ def refused_cases(rank):
         refusal(lambda: halves(latents(12, 12) | {"hidden_states": noise(2, 16, 24, 24, seed=rank)}, EXACT)),
     )
     references = tokens_of_flux2(13, 12, references=12)
+    masked = tokens_of_qwen(12, 12, encoder_hidden_states_mask=torch.tensor([[1, 1, 1, 1, 0, 0]]))
+    yield "mask over text", refusal(lambda: shared(qwen, masked, FAST, by_heads()))
     yield "references", refusal(lambda: shared(flux2, references, FAST, by_heads()))
     yield "odd text", refusal(lambda: shared(pipelines.flux, tokens(12, 12, text=5), FAST, by_heads()))
     foreign = pipelines.flux()

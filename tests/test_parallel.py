@@ -77,6 +77,7 @@ def test_it_is_bit_identical(found, case):
         ("other noise of halves", "have not the same noise, which"),
         ("other fresh noise", "have not the same noise, which"),
         ("other text", "have not the same text, which"),
+        ("mask over text", "with a mask over this model's text yet"),
         ("references", "several devices cannot make one picture with reference images yet"),
         ("unknown order", "several devices cannot make one picture with SimpleNamespace yet"),
         ("odd text", "5 text tokens are not divisible by 2 processes"),

@@ -49,6 +49,8 @@ PROCESSORS = RotaryProcessors(
     channels=lambda transformer: transformer.proj_out.out_features,
     mask=MASK.over_all,
     with_mask=MASK.replaced,
+    ranks_known=True,
+    ranks_masks=False,
 )
 MODELS = "Qwen-Image"
 FAMILY = Family(

@@ -63,6 +63,7 @@ class RotaryProcessors:
         refusal: why the method cannot be used in a call, or None.
         ranks_known: True where it is known how diffusers shares the tokens among ranks: each has a part of the text
             and a part of the picture, as `Ranks.order` has them.
+        ranks_masks: False where a mask among the arguments cannot be brought into that order.
         mask: the attention mask among the arguments of a call, or None.
         masks: what such a mask means.
         with_mask: the arguments with another mask in its place.
@@ -77,6 +78,7 @@ class RotaryProcessors:
     output: str = "Transformer2DModelOutput"
     refusal: Callable[[Call], str | None] = lambda _: None
     ranks_known: bool = False
+    ranks_masks: bool = True
     mask: Callable[[Call], Tensor | None] = lambda _: None
     masks: type[KeyMask] | type[OuterMask] = KeyMask
     with_mask: Callable[[Call, Tensor | None], Call] = lambda given, _: given
@@ -185,7 +187,7 @@ class RotaryProcessors:
     def on_ranks(self, given: Call, ranks: Ranks) -> Call:
         """The arguments of a call whose tokens the ranks share, with what diffusers' plan for it leaves as it is."""
         mine, mask = ranks.parts_of(given, CONTROL), self.mask(given)
-        if mask is None:
+        if mask is None or not self.ranks_masks:
             return mine
         text, tokens = (given[name].shape[1] for name in ("encoder_hidden_states", "hidden_states"))
         return self.with_mask(mine, self.masks.in_order(mask, ranks.order(text, tokens, mask.device)))
@@ -227,6 +229,8 @@ class RotaryProcessors:
             if ranks is not None:
                 if sequence.after:
                     raise Unsupported("several devices cannot make one picture with reference images yet")
+                if mask is not None and not self.ranks_masks:
+                    raise Unsupported("several devices cannot make one picture with a mask over this model's text yet")
                 check_call(run, given, sigma, ranks.group)
                 ranks.check_lengths(transformer.config.num_attention_heads, text, layout)
             layout, phase = run.layout(layout.grid, sigma), run.begin_call(sigma)
