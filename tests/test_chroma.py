@@ -10,7 +10,7 @@ from torch import nn
 from resdit_ext import Unsupported, apply_resdit, remove_resdit
 from resdit_ext.families import identify
 from resdit_ext.method.run import Run
-from resdit_ext.seams import rotary_diffusers
+from resdit_ext.seams import sequence
 from resdit_ext.seams.masks_diffusers import OuterMask
 from tests import fakes, fakes_inline, reference
 from tests.attaching import attach
@@ -134,13 +134,13 @@ class TestDiffusers:
     @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
     @pytest.mark.parametrize("size", [(12, 12), (6, 14)])
     def test_each_attention_is_the_methods(self, monkeypatch, phase, sigma, size):
-        model, seen, original = transformer(), {}, rotary_diffusers.resdit_attention
+        model, seen, original = transformer(), {}, sequence.resdit_attention
 
         def spy(*given):
             seen.setdefault("call", (*given, original(*given)))
             return seen["call"][-1]
 
-        monkeypatch.setattr(rotary_diffusers, "resdit_attention", spy)
+        monkeypatch.setattr(sequence, "resdit_attention", spy)
         apply_resdit(model, CONFIG)
         run(model, *size, sigma)
         q, k, v, plan, at, _, out = seen["call"]

@@ -8,7 +8,7 @@ from diffusers.models.transformers import transformer_flux
 from torch._dynamo.testing import CompileCounter
 
 from resdit_ext import ResDiTConfig, ResDiTError, Unsupported, apply_resdit, remove_resdit
-from resdit_ext.seams import rotary_diffusers
+from resdit_ext.seams import sequence
 from resdit_ext.seams.places_diffusers import grid_of
 from tests import reference
 from tests.settings import scaled
@@ -96,8 +96,8 @@ def test_each_attention_is_the_methods(model, monkeypatch, sigma, phase, size):
         seen.setdefault("call", (q, k, v, plan, at, out))
         return out
 
-    original = rotary_diffusers.resdit_attention
-    monkeypatch.setattr(rotary_diffusers, "resdit_attention", spy)
+    original = sequence.resdit_attention
+    monkeypatch.setattr(sequence, "resdit_attention", spy)
     apply_resdit(model, scaled(base_tokens=16, fused_until=0.57))
     run(model, *size, sigma)
     q, k, v, plan, at, out = seen["call"]
@@ -217,9 +217,9 @@ def with_references(data, batch=1):
 
 @torch.inference_mode()
 def test_references_keep_their_places(model, monkeypatch):
-    calls, original = [], rotary_diffusers.resdit_attention
+    calls, original = [], sequence.resdit_attention
     monkeypatch.setattr(
-        rotary_diffusers, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
+        sequence, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
     )
     data = with_references(inputs(7, 11, 0.8, batch=2), batch=2)
     plain = model(**data)[0]

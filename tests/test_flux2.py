@@ -6,7 +6,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 
 from resdit_ext import ResDiTConfig, apply_resdit, remove_resdit
-from resdit_ext.seams import rotary_diffusers
+from resdit_ext.seams import sequence
 from tests import reference
 from tests.settings import scaled
 
@@ -69,9 +69,9 @@ def test_native_positions_in_one_global_branch_are_the_plain_model(model, refere
 
 @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
 def test_each_attention_is_the_methods(model, monkeypatch, phase, sigma):
-    calls, original = [], rotary_diffusers.resdit_attention
+    calls, original = [], sequence.resdit_attention
     monkeypatch.setattr(
-        rotary_diffusers, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
+        sequence, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
     )
     apply_resdit(model, CONFIG)
     run(model, 6, 14, sigma)

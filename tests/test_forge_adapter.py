@@ -16,7 +16,7 @@ from resdit_ext.hosts.forge import model
 from resdit_ext.method.layout import Grid
 from resdit_ext.method.layout_steps import BaseView
 from resdit_ext.method.run import Run
-from resdit_ext.seams import ways as family_module
+from resdit_ext.seams import sequence as family_module
 from resdit_ext.seams.ways import why_not
 from tests import fakes, reference
 from tests.attaching import attach, is_attached

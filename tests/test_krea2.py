@@ -9,7 +9,7 @@ from resdit_ext import ResDiTConfig, apply_resdit, remove_resdit
 from resdit_ext.families import families
 from resdit_ext.method.config import BALANCED
 from resdit_ext.method.phases import Phase, steps_per_phase
-from resdit_ext.seams import rotary_diffusers
+from resdit_ext.seams import sequence
 from tests import reference
 from tests.settings import scaled
 from tests.test_diffusers import AXES, TEXT, ids
@@ -76,9 +76,9 @@ def test_native_positions_in_one_global_branch_are_the_plain_model(model, masked
 @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
 @pytest.mark.parametrize("size", [(12, 12), (6, 14)])
 def test_each_attention_is_the_methods(model, monkeypatch, phase, sigma, size):
-    calls, original = [], rotary_diffusers.resdit_attention
+    calls, original = [], sequence.resdit_attention
     monkeypatch.setattr(
-        rotary_diffusers, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
+        sequence, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
     )
     apply_resdit(model, CONFIG)
     run(model, *size, sigma, masked=False)

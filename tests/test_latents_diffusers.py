@@ -9,7 +9,7 @@ import torch
 from diffusers import ContextParallelConfig, Lumina2Transformer2DModel, ZImageTransformer2DModel
 
 from resdit_ext import ResDiTConfig, Unsupported, apply_resdit, remove_resdit
-from resdit_ext.seams import latents_diffusers
+from resdit_ext.seams import sequence
 from tests import reference
 from tests.settings import scaled
 
@@ -80,9 +80,9 @@ def test_native_positions_in_one_global_branch_are_the_plain_model(model, texts)
 @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
 @pytest.mark.parametrize("size", [(12, 12), (6, 15)])
 def test_each_attention_is_the_methods(model, monkeypatch, phase, sigma, size):
-    calls, original = [], latents_diffusers.resdit_attention
+    calls, original = [], sequence.resdit_attention
     monkeypatch.setattr(
-        latents_diffusers, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
+        sequence, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
     )
     apply_resdit(model, CONFIG)
     run(model, *size, sigma, texts=(5,))

@@ -6,7 +6,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 
 from resdit_ext import ResDiTConfig, Unsupported, apply_resdit, remove_resdit
-from resdit_ext.seams import rotary_diffusers
+from resdit_ext.seams import sequence
 from tests import reference
 from tests.settings import scaled
 
@@ -63,9 +63,9 @@ def test_native_positions_in_one_global_branch_are_the_plain_model(model, masked
 @pytest.mark.parametrize("size", [(12, 12), (6, 13)])
 def test_each_attention_is_the_methods(model, monkeypatch, phase, sigma, size):
     """Text and picture stand as at the base size, however large the picture is."""
-    calls, original = [], rotary_diffusers.resdit_attention
+    calls, original = [], sequence.resdit_attention
     monkeypatch.setattr(
-        rotary_diffusers, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
+        sequence, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
     )
     apply_resdit(model, CONFIG)
     run(model, *size, sigma, masked=False)

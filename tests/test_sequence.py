@@ -12,7 +12,7 @@ from resdit_ext.method.layout import Grid
 from resdit_ext.method.positions import grid_positions
 from resdit_ext.method.rotary import rotate
 from resdit_ext.method.run import Run
-from resdit_ext.seams import ways
+from resdit_ext.seams import sequence
 from resdit_ext.seams.sequence import Arrangement, Rotation, TokenSequence
 from tests import fakes, fakes_next, reference
 from tests.attaching import attach
@@ -50,9 +50,9 @@ class TestAModelOfThisKind:
     @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
     @pytest.mark.parametrize("size", [(24, 24), (15, 21)])
     def test_each_attention_is_the_methods(self, monkeypatch, phase, sigma, size):
-        calls, original = [], ways.resdit_attention
+        calls, original = [], sequence.resdit_attention
         monkeypatch.setattr(
-            ways, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
+            sequence, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
         )
         attach(fakes.FakePatcher(fakes_next.made()), Run(CONFIG)).sample(latent(*size), sigma)
         grid = tuple(math.ceil(n / 2) for n in size)

@@ -145,9 +145,8 @@ class PipelineMaker:
 
     def hires(self, order: Order, watch: Watch, notes: list[str]) -> np.ndarray:
         """The picture at the base size, of the order's frame, enlarged, noised to the strength and denoised again."""
-        shrink = self.base / (order.width * order.height) ** 0.5
-        sides = (self.token * round(side * shrink / self.token) for side in (order.width, order.height))
-        small = replace(order, **dict(zip(("width", "height"), sides, strict=True)))
+        width, height = order.at_base(self.base, self.token)
+        small = replace(order, width=width, height=height)
         first = self.call(self.pipe, small, watch, notes, lambda _: "first pass")
         image = Image.fromarray((first * 255).round().astype(np.uint8))
         image = image.resize((order.width, order.height), Image.Resampling.LANCZOS)

@@ -105,6 +105,11 @@ class Order:
     def key(self) -> str:
         return f"{self.number:02}/{self.size}/{self.method}"
 
+    def at_base(self, base: int, token: int) -> tuple[int, int]:
+        """(width, height) of the same frame at the base size, in whole tokens: a hires pass's first picture."""
+        shrink = base / (self.width * self.height) ** 0.5
+        return tuple(token * round(side * shrink / token) for side in (self.width, self.height))
+
     @property
     def file(self) -> str:
         """The name of the picture's file."""

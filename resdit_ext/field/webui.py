@@ -82,8 +82,7 @@ class WebUIMaker:
         ours = {"enabled": False} if plain else {"preset": order.method, "base_size": self.base, **size}
         more: dict[str, object] = {}
         if order.method == HIRES:
-            shrink = self.base / (order.width * order.height) ** 0.5
-            size = {side: self.token * round(n * shrink / self.token) for side, n in size.items()}
+            size = dict(zip(("width", "height"), order.at_base(self.base, self.token), strict=True))
             more = {
                 "enable_hr": True,
                 "hr_resize_x": order.width,

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..method.in_attention import Attend, plan_for, resdit_attention
+from ..method.in_attention import Attend
 from ..method.layout import Grid, Layout
 from ..method.layout_steps import BaseView, layout_prediction
 from ..method.phases import Phase
 from ..method.run import Run
 from ..monkeypatch import intercepted
+from .places_diffusers import Call
 from .processors import calling, check_names
-from .sequence import Rotation, TokenSequence, divided
+from .sequence import Rotation, TokenSequence, attend_by_method, divided
 from .ulysses_diffusers import refuse_ranks
 
 PATCH = 2  # latent pixels a side of a token
 ONE_DEVICE = "ResDiT cannot share the tokens of this model among devices yet: use one device"
-Call = Mapping[str, object]  # the arguments of a transformer's call, by name
 Kernels = Mapping[str, Callable[[object], object]]  # by name in the processor's module: its own -> ours
 Method = Callable[[Tensor, Tensor, Tensor, Attend], Tensor]  # of q, k, v (B, heads, L, D) and the kernel
 
@@ -209,10 +209,7 @@ def in_place(
     run: Run, layout: Layout, sequence: TokenSequence, phase: Phase, q: Tensor, k: Tensor, v: Tensor, attend: Attend
 ) -> Tensor:
     """The method in place of `attend(q, k, v)` of a sequence, q, k, v (B, heads, L, D) not rotated."""
-    others = len(sequence.others)
-    if q.shape[2] != (whole := others + layout.grid.tokens):
+    if q.shape[2] != (whole := len(sequence.others) + layout.grid.tokens):
         raise Unsupported(divided(q.shape[2], whole))
     run.calls["blocks"] += 1
-    plan = plan_for(run, layout, others, sequence, q.device)
-    q, k, v = (sequence.others_first(x) for x in (q, k, v))
-    return sequence.in_order(resdit_attention(q, k, v, plan, phase, attend))
+    return attend_by_method(run, layout, sequence, phase, q, k, v, attend)

@@ -21,7 +21,6 @@ from ..control.token_nets import to_tokens
 from ..errors import Unsupported
 from ..method.around_calls import from_grid
 from ..method.config import ResDiTConfig
-from ..method.in_attention import plan_for, resdit_attention
 from ..method.layout import Grid, Layout
 from ..method.layout_steps import BaseView, layout_prediction
 from ..method.phases import Phase
@@ -31,7 +30,7 @@ from .masks_diffusers import KeyMask, OuterMask
 from .places_diffusers import Call, GivenIds, Places
 from .processors import calling, check_names
 from .ranks import check_call
-from .sequence import Rotation, TokenSequence, divided
+from .sequence import Rotation, TokenSequence, attend_by_method, divided
 from .ulysses_diffusers import Ranks, between_exchanges, check_exchange, ranks_of
 
 DISPATCH = "dispatch_attention_fn"
@@ -102,8 +101,7 @@ class RotaryProcessors:
         ranks: Ranks | None = None,
     ) -> Iterator[None]:
         """Run the method in every block of the one call made inside this context."""
-        text, others = sequence.before, len(sequence.others)
-        whole = others + layout.grid.tokens
+        text, whole = sequence.before, len(sequence.others) + layout.grid.tokens
 
         def order_on(device: torch.device) -> Tensor:
             key = "order", text, layout.grid.tokens, ranks.count, str(device)
@@ -125,9 +123,8 @@ class RotaryProcessors:
             def on_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 if q.shape[1] != whole:
                     raise Unsupported(divided(q.shape[1], whole))
-                q, k, v = (sequence.others_first(x.transpose(1, 2)) for x in (q, k, v))
-                plan = plan_for(run, layout, others, sequence, q.device)
-                return sequence.in_order(resdit_attention(q, k, v, plan, phase, attend)).unflatten(2, (q.shape[1], -1))
+                heads, (q, k, v) = q.shape[2], (x.transpose(1, 2) for x in (q, k, v))
+                return attend_by_method(run, layout, sequence, phase, q, k, v, attend).unflatten(2, (heads, -1))
 
             if ranks is None:
                 return on_whole(q, k, v)

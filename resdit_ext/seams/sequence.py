@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from ..errors import Unsupported
 from ..method.frequencies import Law
-from ..method.layout import Grid
+from ..method.in_attention import Attend, plan_for, resdit_attention
+from ..method.layout import Grid, Layout
+from ..method.phases import Phase
 from ..method.positions import grid_positions
 from ..method.rotary import RotaryTable, rotary_table
+from ..method.run import Run
 
 REFERENCES = "reference images are not supported with this model"
 ROUNDING = 2**-7  # of a position, by which the host's own ids may be off in bfloat16
@@ -125,6 +128,16 @@ class TokenSequence:
             return out
         others = len(self.others)
         return torch.cat((out[:, : self.before], out[:, others:], out[:, self.before : others]), 1)
+
+
+def attend_by_method(
+    run: Run, layout: Layout, sequence: TokenSequence, phase: Phase, q: Tensor, k: Tensor, v: Tensor, attend: Attend
+) -> Tensor:
+    """The method in place of `attend(q, k, v)` of a sequence, q, k, v (B, heads, L, D) not rotated: (B, L, C)."""
+    q, k = (sequence.rotation.in_pairs(x) for x in (q, k))
+    q, k, v = (sequence.others_first(x) for x in (q, k, v))
+    plan = plan_for(run, layout, len(sequence.others), sequence, q.device)
+    return sequence.in_order(resdit_attention(q, k, v, plan, phase, attend))
 
 
 @dataclass(frozen=True)

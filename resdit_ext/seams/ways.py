@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..method.in_attention import Attend, plan_for, resdit_attention
+from ..method.in_attention import Attend
 from ..method.layout import Grid, Layout
 from ..method.phases import Phase
 from ..method.positions import grid_positions
 from ..method.rotary import RotaryTable, rotate
 from ..method.run import Run
 from ..monkeypatch import intercepted, redirected
-from .sequence import REFERENCES, Arrangement, Rotation, TokenSequence, too_few
+from .sequence import REFERENCES, Arrangement, Rotation, TokenSequence, attend_by_method, too_few
 
 KERNEL = "attention_function"
 
@@ -84,17 +84,13 @@ class MethodCall:
         plain: Callable[[], Tensor],
     ) -> Tensor:
         """The method on q, k, v (B, heads, L, D), not rotated, or what `plain()` returns."""
-        others = len(sequence.others)
-        if reason := why_not(q.shape[2], others, self.layout.grid, mask):
+        if reason := why_not(q.shape[2], len(sequence.others), self.layout.grid, mask):
             self.refuse(reason)
             return plain()
         self.run.calls["blocks"] += 1
         if not self.acts:
             return plain()
-        q, k = (sequence.rotation.in_pairs(x) for x in (q, k))
-        q, k, v = (sequence.others_first(x) for x in (q, k, v))
-        plan = plan_for(self.run, self.layout, others, sequence, q.device)
-        return sequence.in_order(resdit_attention(q, k, v, plan, self.phase, attend))
+        return attend_by_method(self.run, self.layout, sequence, self.phase, q, k, v, attend)
 
 
 class Way(Protocol):

@@ -15,7 +15,7 @@ from torch import Tensor
 from resdit_ext import ResDiTConfig
 from resdit_ext.method.run import Run
 from resdit_ext.monkeypatch import swapped
-from resdit_ext.seams import ways
+from resdit_ext.seams import sequence
 from tests import reference
 from tests.attaching import attach
 from tests.hosts import kit
@@ -58,7 +58,7 @@ def same(got: object, expected: object, what: str) -> None:
 @contextmanager
 def attentions() -> Iterator[list[tuple[Tensor, ...]]]:
     """What the method is given in place of each attention of a block of this, q, k, v, and what it returns."""
-    calls, original = [], ways.resdit_attention
+    calls, original = [], sequence.resdit_attention
 
     def spy(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
         taken = [x.clone() for x in (q, k, v)]  # ersatzForge reuses its buffers
@@ -66,7 +66,7 @@ def attentions() -> Iterator[list[tuple[Tensor, ...]]]:
         calls.append((*taken, out.clone()))
         return out
 
-    with swapped(ways, resdit_attention=spy):
+    with swapped(sequence, resdit_attention=spy):
         yield calls
 
 

@@ -81,12 +81,12 @@ def chromas_rotation_is_the_hosts(bench: Bench) -> str:
 @check
 def every_attention_of_chroma_is_the_methods(bench: Bench) -> str:
     """What the method is given and returns, against the float64 reference on the blocks' own q, k, v."""
-    from resdit_ext.seams import ways
+    from resdit_ext.seams import sequence
 
     pe, found = bench.chroma.model.diffusion_model.pe_embedder, []
     grids = {TRIPLE: ((24, 24), (8, 8)), (31, 45): ((16, 23), (7, 10))}  # tokens of the output and of the base
     for size, phase in [*((TRIPLE, phase) for phase in PHASES), ((31, 45), "fused")]:
-        calls, original = [], ways.resdit_attention
+        calls, original = [], sequence.resdit_attention
 
         def spy(q: Tensor, k: Tensor, v: Tensor, *rest: object, calls=calls, original=original) -> Tensor:
             taken = [x.clone() for x in (q, k, v)]  # ersatzForge reuses its buffers
@@ -94,7 +94,7 @@ def every_attention_of_chroma_is_the_methods(bench: Bench) -> str:
             calls.append((*taken, out.clone()))
             return out
 
-        with swapped(ways, resdit_attention=spy):
+        with swapped(sequence, resdit_attention=spy):
             velocity(bench, attached(bench)[0], kit.latent(*size), PHASES[phase])
         grid, base = grids[size]
         for index in (0, -1):  # a double and a single block
