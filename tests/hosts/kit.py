@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import re
 import sys
@@ -194,7 +195,7 @@ def build_chroma(host: str, seed: int = 0) -> nn.Module:
     return model
 
 
-def build(host: str, kind: str, seed: int = 0) -> nn.Module:
+def build(host: str, kind: str, seed: int = 0, **changes: object) -> nn.Module:
     """The host's model of a kind with random weights, in plain torch layers, its queries and keys with a gain."""
     torch.manual_seed(seed)
     if host == "ersatz":
@@ -204,7 +205,7 @@ def build(host: str, kind: str, seed: int = 0) -> nn.Module:
     classes, config = KINDS[kind]
     if kind == "flux2" and host == "neo":  # whose latents are packed
         config = config | dict(patch_size=1, in_channels=64, out_channels=64)
-    model = construct(classes[host], config)
+    model = construct(classes[host], config | changes)
     for name, parameter in model.named_parameters():
         if re.search("knorm|qnorm", name):
             parameter.data.fill_(0.6)  # of 1 and this
@@ -215,13 +216,13 @@ def build(host: str, kind: str, seed: int = 0) -> nn.Module:
     return model
 
 
-def text_of(host: str, kind: str, batch: int, seed: int) -> Tensor:
+def text_of(host: str, kind: str, batch: int, seed: int, length: int = TEXT) -> Tensor:
     """Random text as the host's engine of a kind returns it."""
     generator = torch.Generator().manual_seed(seed)
     if kind == "krea2":
-        layers = torch.randn(batch, TEXT, 3, 32, generator=generator)
+        layers = torch.randn(batch, length, 3, 32, generator=generator)
         return layers.flatten(2) if host == "neo" else layers
-    return torch.randn(batch, TEXT, 32, generator=generator)
+    return torch.randn(batch, length, 32, generator=generator)
 
 
 def ids_of_others(kind: str, text: int, pads: int, base: tuple[int, int]) -> dict[str, object]:
@@ -288,18 +289,28 @@ def build_sd3(host: str, seed: int = 0) -> nn.Module:
 
 
 class Enlarger(nn.Module):
-    """What the hosts' VAE patchers ask of an autoencoder, in two lines; a tile's picture depends on the whole tile."""
+    """What the hosts' VAE patchers ask of an autoencoder; a tile's picture depends on the whole tile.
 
-    def __init__(self) -> None:
+    Latents and pictures may have an axis of frames before the rows.
+    """
+
+    def __init__(self, channels: int = 16, factor: int = 8) -> None:
         super().__init__()
-        self.config = SimpleNamespace(latent_channels=16, down_block_types=["DownEncoderBlock2D"] * 4)
-        self.weight = nn.Parameter(torch.ones(()), requires_grad=False)
+        blocks = ["DownEncoderBlock2D"] * (1 + round(math.log2(factor)))
+        self.config = SimpleNamespace(latent_channels=channels, z_dim=channels, down_block_types=blocks)
+        self.factor, self.weight = factor, nn.Parameter(torch.ones(()), requires_grad=False)
 
     def decode(self, z: Tensor) -> Tensor:
-        return nn.functional.interpolate(z[:, :3] - z[:, :3].mean((2, 3), keepdim=True), scale_factor=8) * self.weight
+        z = z[:, :3] - z[:, :3].mean((-2, -1), keepdim=True)
+        large = nn.functional.interpolate(z.flatten(1, -3), scale_factor=self.factor)
+        return large.reshape(*z.shape[:-2], *large.shape[-2:]) * self.weight
 
     def encode(self, x: Tensor, *_: object) -> Tensor:
-        return nn.functional.avg_pool2d(x - x.mean((2, 3), keepdim=True), 8).repeat(1, 6, 1, 1)[:, :16] * self.weight
+        x = x - x.mean((-2, -1), keepdim=True)
+        small = nn.functional.avg_pool2d(x.flatten(1, -3), self.factor)
+        small = small.reshape(*x.shape[:-2], *small.shape[-2:])
+        channels = self.config.latent_channels
+        return torch.cat([small] * (1 + channels // 3), 1)[:, :channels] * self.weight
 
 
 def build_vae() -> object:
@@ -309,11 +320,11 @@ def build_vae() -> object:
     return VAE(Enlarger(), device=torch.device("cpu"), dtype=torch.float32)
 
 
-def discrete_flow() -> object:
-    """The predictor that the hosts give SD3."""
+def discrete_flow(shift: float = 3.0, multiplier: float = 1000) -> object:
+    """The predictor that the hosts give SD3 and, with its own numbers, ersatzForge most others."""
     from backend.modules.k_prediction import PredictionDiscreteFlow
 
-    return PredictionDiscreteFlow(shift=3.0)
+    return PredictionDiscreteFlow(shift=shift, multiplier=multiplier)
 
 
 def build_unet(

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from tests.hosts import webui
+from tests.hosts.kit import KINDS
 from tests.hosts.webui import BASE, RANGE, THRICE
 
 SITES = {"forge": "flux", "neo": "flux", "ersatz": "sd3", "a1111": "sd3"}  # the quicker of its models
+PAGES = [(host, "chroma") for host in ("forge", "neo", "ersatz")]
+PAGES += [(host, kind) for kind, (classes, _) in KINDS.items() for host in classes]
 
 
 @pytest.fixture(scope="module", params=SITES)
@@ -82,12 +85,14 @@ def test_memory_stays_flat(ui):
     assert late - early < 10, f"from {early:.1f} MB to {late:.1f} MB"
 
 
-@pytest.mark.parametrize("host", ["forge", "neo", "ersatz"])
-def test_chroma_in_its_page(host, tmp_path):
-    with webui.started(host, "chroma", tmp_path) as ui:
+@pytest.mark.parametrize(("host", "model"), PAGES)
+def test_each_model_in_its_page(host, model, tmp_path):
+    with webui.started(host, model, tmp_path) as ui:
         plain, small = ui.make(width=3 * BASE, height=3 * BASE), ui.make()
         made = ui.make(resdit=THRICE)
         assert made.differs(plain) and "ResDiT: " in made.parameters and "done: " in made.said
+        oblong = ui.make(resdit=THRICE | dict(height=2 * BASE), cfg_scale=4, batch_size=2)
+        assert [picture.shape for picture in oblong.pictures[-2:]] == [(2 * BASE, 3 * BASE, 3)] * 2
         assert ui.make(resdit=dict(base_size=BASE)).equals(small)
         assert ui.make(width=3 * BASE, height=3 * BASE).equals(plain) and ui.make(resdit=THRICE).equals(made)
 

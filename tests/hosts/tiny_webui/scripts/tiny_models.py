@@ -1,4 +1,6 @@
-"""A WebUI extension for tests: RESDIT_TINY_MODEL=flux, sd3 or chroma makes of every checkpoint a tiny random model.
+"""A WebUI extension for tests: RESDIT_TINY_MODEL makes of every checkpoint a tiny random model.
+
+It is flux, sd3, chroma or one of the kit's KINDS, whose engine is the host's own but for its text encoder and VAE.
 
 RESDIT_TINY_HOST names the host, one of forge, neo and ersatz. All else is the host's own.
 """
@@ -37,6 +39,11 @@ class FirstStage(kit.Enlarger):
         return z / self.scaling_factor + self.shift_factor
 
 
+def seeds_of(prompt):
+    """A seed of each of the texts."""
+    return [zlib.crc32(text.encode()) for text in prompt]
+
+
 class TinyEngine(ForgeDiffusionEngine):
     """What the WebUI takes for a loaded checkpoint; a text's conditioning is noise seeded by the text."""
 
@@ -60,7 +67,7 @@ class TinyEngine(ForgeDiffusionEngine):
         self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
 
     def get_learned_conditioning(self, prompt):
-        seeds = [zlib.crc32(text.encode()) for text in prompt]
+        seeds = seeds_of(prompt)
         if MODEL == "chroma":
             rows = [kit.chroma_conditioning(HOST, 1, seed) for seed in seeds]
             if HOST != "ersatz":
@@ -81,5 +88,53 @@ class TinyEngine(ForgeDiffusionEngine):
         return (vae.decode(vae.first_stage_model.process_out(x)).movedim(-1, 1) * 2.0 - 1.0).to(x)
 
 
+# By kind and host the engine's class and what its constructor says of it.
+ENGINES = {
+    "krea2": {"neo": ("krea:Krea2", ("is_wan", "krea2")), "ersatz": ("krea2:Krea2", ("is_krea2",))},
+    "zimage": {"neo": ("zimage:ZImage", ("use_shift",)), "ersatz": ("lumina2:Zimage", ("is_lumina2",))},
+    "lumina2": {"neo": ("lumina:Lumina2", ("use_shift",)), "ersatz": ("lumina2:Lumina2", ("is_lumina2",))},
+    "flux2": {"neo": ("flux2:Flux2", ()), "ersatz": ("flux2:Flux2", ("is_flux2",))},
+    "qwen": {"neo": ("qwen:QwenImage", ("is_wan",))},
+    "anima": {"neo": ("anima:Anima", ("is_wan", "use_shift")), "ersatz": ("anima:Anima", ("is_cosmos_predict2",))},
+}
+
+
+def tiny_engine(kind):
+    """The host's engine of a kind around a tiny model, encoding and decoding as it does."""
+    path, said = ENGINES[kind][HOST]
+    module, name = path.split(":")
+    own = getattr(importlib.import_module(f"backend.diffusion_engine.{module}"), name)
+
+    class TinyKind(own):
+        def __init__(self):
+            config = own.matched_guesses[0]({})
+            packed = kind == "flux2" and HOST == "neo"
+            first_stage = kit.Enlarger(channels=64, factor=16) if packed else kit.Enlarger()
+            first_stage.process_in = first_stage.process_out = lambda latent: latent
+            ForgeDiffusionEngine.__init__(self, config, {"vae": first_stage})
+            for name in said:
+                setattr(self, name, True)
+            if HOST == "neo":
+                dynamic_args.ops = ""  # its loader's to set
+                config.model_type = config.model_type({})
+                predictor = self._get_predictor()
+            else:
+                predictor = kit.discrete_flow(config.sampling_settings["shift"], 1.0)
+            unet = kit.build_unet(HOST, kit.build(HOST, kind), predictor=predictor)
+            sort = dict(is_wan=self.is_wan, is_flux2=packed) if HOST == "neo" else {}
+            vae = VAE(first_stage, device=torch.device("cpu"), dtype=torch.float32, **sort)
+            vae.latent_channels = first_stage.config.latent_channels  # not the full-size one's 128
+            self.forge_objects = ForgeObjects(unet=unet, clip=None, vae=vae, clipvision=None)
+            self.forge_objects_original = self.forge_objects.shallow_copy()
+            self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
+            self.ref_images = []
+
+        def get_learned_conditioning(self, prompt):
+            text = torch.cat([kit.text_of(HOST, kind, 1, seed) for seed in seeds_of(prompt)])
+            return {"crossattn": text} if (kind, HOST) == ("lumina2", "ersatz") else text
+
+    return TinyKind()
+
+
 if MODEL:
-    sd_models.forge_loader = lambda *_, **__: TinyEngine()
+    sd_models.forge_loader = lambda *_, **__: tiny_engine(MODEL) if MODEL in ENGINES else TinyEngine()
