@@ -77,9 +77,7 @@ def count(
         for sigma in (None, 0.99, 0.8, 0.1):
             run = Run(config)
             with (peak := Peak()):
-                predict(x) if sigma is None else adapter.call_with_resdit(
-                    run, ModelCall(predict, None), x, TEXT, sigma
-                )
+                predict(x) if sigma is None else adapter.call_with_resdit(run, ModelCall(predict, None), x, TEXT, sigma)
             assert bool(run.calls["blocks"]) is (sigma is not None and pixels > 1024), "the method did not run"
             row.append(peak.most / (adapter.grid(x).tokens + TEXT) / adapter.hidden_size / 2)
         print(f"{pixels:>18}" + "".join(f"{value:>9.1f}" for value in row))
