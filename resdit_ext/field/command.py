@@ -11,6 +11,8 @@ from ..method.config import check_number
 from .making import Maker
 from .plan import METHODS, SAMPLERS, SIZES, FieldOptions
 
+SIDE = 1024  # pixels: of a WebUI's model, which its API does not tell
+
 
 def names(text: str) -> tuple[str, ...]:
     """Names with commas between."""
@@ -32,7 +34,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--steps", type=int, default=28, help="(default 28)")
     parser.add_argument("--sampler", default="Euler", help=f"{', '.join(SAMPLERS)} (default Euler)")
     parser.add_argument("--guidance", type=float, help="default: the pipeline's own; in a WebUI a CFG Scale of 1")
-    parser.add_argument("--base-size", type=int, default=1024, help="pixels a side that the model was trained at")
+    parser.add_argument(
+        "--base-size", type=int, help=f"pixels a side it was trained at (default: the model's; with --webui {SIDE})"
+    )
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--offload", action="store_true", help="keep on the GPU only the part that is at work")
     parser.add_argument("--tiled-vae", action="store_true", help="always; default: after running out of memory")
@@ -51,7 +55,7 @@ def maker_of(args: argparse.Namespace, options: FieldOptions) -> Maker:
     if args.webui is not None:
         from .webui import WebUIMaker
 
-        return WebUIMaker(args.webui, options, args.base_size)
+        return WebUIMaker(args.webui, options, args.base_size or SIDE)
     if args.model in MICRO:
         from .micro import MicroMaker
 
@@ -73,7 +77,8 @@ def maker_of(args: argparse.Namespace, options: FieldOptions) -> Maker:
 
         pipe, family = load_pipeline(Path(args.model), args.components, dtype)
         inputs, name = None, Path(args.model).name
-    return PipelineMaker(pipe, family, name, options, args.base_size, device, args.offload, args.tiled_vae, inputs)
+    base = args.base_size or family.base_size
+    return PipelineMaker(pipe, family, name, options, base, device, args.offload, args.tiled_vae, inputs)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
     from .page import write_page
     from .summary import report, table
 
-    check_number("base_size", args.base_size, 64, 2048, whole=True)
+    if args.base_size is not None:
+        check_number("base_size", args.base_size, 64, 2048, whole=True)
     options = FieldOptions(
         args.prompts, args.sizes, args.methods, args.steps, args.sampler, args.guidance, args.page_megabytes
     )

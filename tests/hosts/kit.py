@@ -320,11 +320,11 @@ def build_vae() -> object:
     return VAE(Enlarger(), device=torch.device("cpu"), dtype=torch.float32)
 
 
-def discrete_flow(shift: float = 3.0, multiplier: float = 1000) -> object:
+def discrete_flow(shift: float = 3.0, **more: float) -> object:
     """The predictor that the hosts give SD3 and, with its own numbers, ersatzForge most others."""
     from backend.modules.k_prediction import PredictionDiscreteFlow
 
-    return PredictionDiscreteFlow(shift=shift, multiplier=multiplier)
+    return PredictionDiscreteFlow(shift=shift, **more)
 
 
 def build_unet(

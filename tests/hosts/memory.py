@@ -131,8 +131,8 @@ def main(host: str, folder: str, *kinds: str) -> None:
         config = scaled(fused_until=0.57)
         count_flux(config)
         for kind in kinds or kit.KINDS:
-            # ersatzForge's Krea 2 needs the host's own layers in bf16.
-            if host in kit.KINDS[kind][0] and (host, kind) != ("ersatz", "krea2"):
+            # ersatzForge's Krea 2 needs the host's own layers in bf16, and of its Anima frequencies are read.
+            if host in kit.KINDS[kind][0] and (host, kind) not in (("ersatz", "krea2"), ("ersatz", "anima")):
                 count_kind(host, kind, config)
         if host != "neo":
             importlib.import_module("backend.nn.mmditx").attention_function = backend.attention.attention_pytorch

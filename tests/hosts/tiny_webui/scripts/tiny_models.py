@@ -1,6 +1,7 @@
 """A WebUI extension for tests: RESDIT_TINY_MODEL makes of every checkpoint a tiny random model.
 
-It is flux, sd3, chroma or one of the kit's KINDS, whose engine is the host's own but for its text encoder and VAE.
+It is flux, sd3, chroma or one of the kit's KINDS, whose engine is the host's own but for its text encoder and VAE, or
+micro: the lab's trained micro FLUX, for pictures that show something (256x256 is its training size).
 
 RESDIT_TINY_HOST names the host, one of forge, neo and ersatz. All else is the host's own.
 """
@@ -39,6 +40,26 @@ class FirstStage(kit.Enlarger):
         return z / self.scaling_factor + self.shift_factor
 
 
+class MicroStage(kit.Enlarger):
+    """The lab's latents, four pixels of its pictures each, every pixel shown as 4x4."""
+
+    scaling_factor, shift_factor = 1.0, 0.0
+
+    def __init__(self):
+        super().__init__(channels=12)
+
+    def process_in(self, z):
+        return z
+
+    process_out = process_in
+
+    def decode(self, z):
+        return torch.nn.functional.interpolate(torch.nn.functional.pixel_shuffle(z, 2), scale_factor=4) * self.weight
+
+    def encode(self, x, *_):
+        return torch.nn.functional.pixel_unshuffle(torch.nn.functional.avg_pool2d(x, 4), 2) * self.weight
+
+
 def seeds_of(prompt):
     """A seed of each of the texts."""
     return [zlib.crc32(text.encode()) for text in prompt]
@@ -50,12 +71,20 @@ class TinyEngine(ForgeDiffusionEngine):
     def __init__(self):
         if HOST == "neo":
             dynamic_args.ops = ""  # its loader's to set
-        first_stage = FirstStage()
+        first_stage = MicroStage() if MODEL == "micro" else FirstStage()
         shown = SimpleNamespace(latent_rgb_factors=[[0.0] * 3] * 16)
         super().__init__(SimpleNamespace(inpaint_model=lambda: False, latent_format=shown), {"vae": first_stage})
         if MODEL == "flux":
             unet = kit.build_unet(HOST, kit.build_flux(HOST))
             self.is_flux = self.use_distilled_cfg_scale = True
+        elif MODEL == "micro":
+            from resdit_ext.lab.model import load_micro
+
+            self.micro = load_micro("flux")
+            model = kit.construct(kit.FLUX_CLASS, kit.MICRO)
+            kit.load_bfl(model, kit.bfl_weights(self.micro.transformer.state_dict()))
+            unet = kit.build_unet(HOST, model)
+            self.is_flux = True
         elif MODEL == "chroma":
             unet = kit.build_unet(HOST, kit.build_chroma(HOST))
         else:
@@ -67,6 +96,11 @@ class TinyEngine(ForgeDiffusionEngine):
         self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
 
     def get_learned_conditioning(self, prompt):
+        if MODEL == "micro":
+            from resdit_ext.lab.model import tokenize
+
+            joint, pooled = self.micro.encode(tokenize([text.strip() for text in prompt]))
+            return dict(crossattn=joint, vector=pooled)
         seeds = seeds_of(prompt)
         if MODEL == "chroma":
             rows = [kit.chroma_conditioning(HOST, 1, seed) for seed in seeds]
@@ -119,7 +153,7 @@ def tiny_engine(kind):
                 config.model_type = config.model_type({})
                 predictor = self._get_predictor()
             else:
-                predictor = kit.discrete_flow(config.sampling_settings["shift"], 1.0)
+                predictor = kit.discrete_flow(config.sampling_settings["shift"], multiplier=1.0)
             unet = kit.build_unet(HOST, kit.build(HOST, kind), predictor=predictor)
             sort = dict(is_wan=self.is_wan, is_flux2=packed) if HOST == "neo" else {}
             vae = VAE(first_stage, device=torch.device("cpu"), dtype=torch.float32, **sort)
