@@ -150,6 +150,15 @@ def test_the_read_out_follows_size_ratio_and_steps(page):
     expect(page.locator(f"{PREFIX}_ratio")).to_be_hidden()
 
 
+def test_the_read_out_shows_at_once_that_it_is_asked(page):
+    asked = page.locator(f"{PREFIX}_size label", has_text="4K").evaluate(
+        "(box, id) => (box.click(), document.querySelector(id).classList.contains('resdit-asked'))", f"{PREFIX}_status"
+    )
+    assert asked
+    expect(status(page)).to_contain_text("4096x4096")
+    expect(status(page)).not_to_have_class(re.compile("resdit-asked"))
+
+
 def test_the_title_shows_the_size_while_switched_on(own, page):
     title = page.locator(f"{PREFIX} .label-wrap > span").first
     assert not title.get_attribute("data-resdit")

@@ -161,7 +161,7 @@ def started(host, model, data, *flags):
         port = free.getsockname()[1]
     command = [python, "launch.py", "--port", str(port), "--api", *FLAGS, *CPU_FLAGS[host], "--data-dir", data]
     if host != "a1111":  # or they do not serve their own scripts, for which they look in `data` alone
-        command += ["--gradio-allowed-path", folder]
+        command += ["--gradio-allowed-path", folder.resolve()]
     command += ["--ckpt-dirs" if host == "neo" else "--ckpt-dir", data / "checkpoints", *flags]
     environment = os.environ | QUIET | {"RESDIT_TINY_HOST": host, "RESDIT_TINY_MODEL": model}
     log = data / "log.txt"
