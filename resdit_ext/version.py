@@ -1,3 +1,4 @@
-"""The version, apart so that packaging can read it without importing torch."""
+"""The name and the version, apart so that packaging can read them without importing torch."""
 
+TITLE = "ResDiT High-Res"
 __version__ = "0.3.0"

@@ -5,6 +5,7 @@ from pathlib import Path
 from modules import script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion, ToolButton
 
+from resdit_ext.version import TITLE
 from resdit_ext.webui import api, control, infotext, lifecycle, routes, settings, xyz
 from resdit_ext.webui.options import DEFAULTS, OPTIONS
 from resdit_ext.webui.presets import PresetStore
@@ -33,7 +34,7 @@ class ResDiTHighRes(scripts.Script):
         self.host = {}
 
     def title(self):
-        return "ResDiT High-Res"
+        return TITLE
 
     def show(self, is_img2img):
         return scripts.AlwaysVisible

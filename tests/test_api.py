@@ -349,7 +349,7 @@ def client():
     def generate(order: Order):
         args = list(DEFAULTS.values())
         for name, entry in order.alwayson_scripts.items():
-            if name.lower() == api.TITLE and "args" in entry:
+            if name.lower() == api.NAME and "args" in entry:
                 count = min(len(args), len(entry["args"]))
                 args[:count] = [entry["args"][i] for i in range(count)]
         parse_request(tuple(args))

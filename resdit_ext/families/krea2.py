@@ -57,5 +57,6 @@ FAMILY = Family(
     hidden_size=6144,
     longest_text=512,
     live_vectors=15,  # tests/hosts/memory.py counts 12.9 in Forge Neo at 2K; 14.2 were seen with its text's 12 layers
+    base_size=1024,  # the largest of its training's stages 256, 512 and 1024, by its technical report
     steps=8,
 )

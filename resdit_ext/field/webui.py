@@ -19,11 +19,11 @@ from PIL import Image
 from ..errors import ResDiTError, quoted, shortened
 from ..families import LATENT_PATCH, families
 from ..hosts.progress import PREFIX
+from ..version import TITLE
 from .making import Made
 from .plan import BASE, HIRES, PLAIN, SCENES, STRENGTH, FieldOptions, Order
 from .watch import GIGABYTE, Part
 
-TITLE = "ResDiT High-Res"
 LONGEST, SHORT = 7200, 30  # seconds for a picture, and for any other answer
 EVERY = 0.5  # seconds between two looks at the progress
 LATENT_UPSCALER = "Latent (bicubic)"

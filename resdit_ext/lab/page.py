@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import ResDiTError
 from ..method.layout import Grid
+from ..version import TITLE
 from ..webui import infotext
 from ..webui.forecast import Forecast, forecast
 from ..webui.options import OPTIONS, parse_request
@@ -113,8 +114,8 @@ def generate(
 
 def build(model: MicroModel, presets: Path) -> gr.Blocks:
     """The page; the user's own presets are kept in the file `presets`."""
-    with gr.Blocks(title="ResDiT High-Res") as page:
-        gr.Markdown("## ResDiT High-Res\nThe extension's own controls, with a micro FLUX that knows drawn scenes only.")
+    with gr.Blocks(title=TITLE) as page:
+        gr.Markdown(f"## {TITLE}\nThe extension's own controls, with a micro FLUX that knows drawn scenes only.")
         with gr.Row():
             with gr.Column():
                 with gr.Row():

@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from ..errors import ResDiTError, quoted
+from ..version import TITLE
 from .options import parse_request
 
-TITLE = "resdit high-res"
+NAME = TITLE.lower()  # hosts compare names in lower case
 PATHS = ("/sdapi/v1/txt2img", "/sdapi/v1/img2img")
 LONG = 1 << 20  # bytes; a longer body is read in a thread, while the server goes on with other requests
 DEEPEST = 8  # lists and objects in each other; options need three
@@ -25,7 +26,7 @@ def may_name_us(body: bytes) -> bool:
     A JSON string may hold any of the title's letters as an escape, all of which begin with `\\u00`; and JSON that is
     not in UTF-8 spells the title otherwise.
     """
-    return TITLE.encode() in body.lower() or rb"\u00" in body or json.detect_encoding(body) != "utf-8"
+    return NAME.encode() in body.lower() or rb"\u00" in body or json.detect_encoding(body) != "utf-8"
 
 
 def entries_of(body: bytes) -> dict[str, object]:
@@ -36,7 +37,7 @@ def entries_of(body: bytes) -> dict[str, object]:
         scripts = dict(json.loads(body)["alwayson_scripts"])  # `dict`, as hosts with pydantic 1 take a list of pairs
     except (ValueError, TypeError, LookupError, RecursionError):
         return {}
-    return {name: entry for name, entry in scripts.items() if isinstance(name, str) and name.lower() == TITLE}
+    return {name: entry for name, entry in scripts.items() if isinstance(name, str) and name.lower() == NAME}
 
 
 def flaw_in(value: object, depth: int = 0) -> str | None:
@@ -121,7 +122,7 @@ class Validation:
 
             await self.app(scope, receive_again, send)
             return
-        answer = json.dumps({"error": "ResDiTError", "detail": f"ResDiT High-Res: {problem}"}).encode()
+        answer = json.dumps({"error": "ResDiTError", "detail": f"{TITLE}: {problem}"}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": 422, "headers": headers})
         await send({"type": "http.response.body", "body": answer})

@@ -6,9 +6,9 @@ import logging
 
 from ..hosts import progress
 from ..hosts.another_picture import another_picture, without_script
+from ..version import TITLE
 from .generation import Generation
 from .messages import tell
-from .options import OPTIONS
 
 logger = logging.getLogger("ResDiT")
 
@@ -24,7 +24,7 @@ def add_base_picture(p: object, processed: object, generation: Generation) -> No
         tell(p, "Compare is for txt2img: there is no picture at the base size")
         return
     try:
-        args = without_script(p, OPTIONS[0].label)
+        args = without_script(p, TITLE)
         picture, parameters = another_picture(p, *generation.told.patch, args)
     except Exception as error:
         logger.exception("no picture at the base size")

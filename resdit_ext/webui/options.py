@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from ..errors import ResDiTError, quoted
 from ..method.config import BALANCED, PRESETS, ResDiTConfig, check_choice
 from ..method.shift import HIGHEST_SHIFT, LOWEST_SHIFT
+from ..version import TITLE
 from .option import MAIN, METHOD, Option
 from .sizes import (
     CUSTOM_SIZE,
@@ -52,7 +53,7 @@ def _side(name: str, key: str, label: str) -> Option:
 
 
 OPTIONS = (
-    Option("enabled", "ResDiT High-Res", "bool", False, place=MAIN, key="ResDiT"),
+    Option("enabled", TITLE, "bool", False, place=MAIN, key="ResDiT"),
     Option(
         "size",
         "Output size",

@@ -11,6 +11,7 @@ from .. import __version__
 from ..errors import ResDiTError, quoted
 from ..families import families
 from ..method.config import PRESETS
+from ..version import TITLE
 from .forecast import forecast
 from .option import Option
 from .options import BY_NAME, OPTIONS, parse_request
@@ -57,8 +58,8 @@ def schema() -> dict[str, object]:
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "ResDiT High-Res",
-        "description": "alwayson_scripts['ResDiT High-Res'].args[0]. Without size, ratio, width, height and long_side "
+        "title": TITLE,
+        "description": f"alwayson_scripts['{TITLE}'].args[0]. Without size, ratio, width, height and long_side "
         "the request keeps its own width and height. A width or height alone makes a square. fused_until must not be "
         "below global_until",
         "type": "object",
@@ -95,7 +96,7 @@ def answering(compute: Callable[[Mapping[str, str]], dict[str, object]]) -> Call
         try:
             return JSONResponse(compute(request.query_params))
         except ResDiTError as error:
-            return JSONResponse({"error": "ResDiTError", "detail": f"ResDiT High-Res: {error}"}, status_code=422)
+            return JSONResponse({"error": "ResDiTError", "detail": f"{TITLE}: {error}"}, status_code=422)
 
     endpoint.__doc__ = compute.__doc__  # what the host's /docs shows
     return endpoint

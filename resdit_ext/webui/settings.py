@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from ..control.token_nets import MODES
 from ..method.config import PRESETS
+from ..version import TITLE
 from .options import BY_NAME, DEFAULTS, preset_values
 from .sizes import PIXELS_PER_TOKEN
 
-SECTION = ("resdit", "ResDiT High-Res")
+SECTION = ("resdit", TITLE)
 CATEGORY = "sd"  # "Stable Diffusion" in every host
 LEVELS = {"Quiet": logging.WARNING, "Normal": logging.INFO, "Detailed": logging.DEBUG}
 

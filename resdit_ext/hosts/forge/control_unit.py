@@ -29,6 +29,7 @@ from ...method.layout import Grid, layouts_in_turn
 from ...method.memory import OutOfMemory
 from ...method.phases import levels_between, usable_sigmas
 from ...method.shift import shifted_sigmas
+from ...version import TITLE
 from ..lifetime import release_with, teller
 from ..protocol import ActiveMethod, ControlServices
 from .control_fit import misfit
@@ -131,7 +132,7 @@ class ResDiTControl:
             logger.debug("internal error", exc_info=True)
             say(
                 f"is ignored: internal error ({in_words(error)}); please report it with the console's messages "
-                "(Settings > ResDiT High-Res: Detailed)"
+                f"(Settings > {TITLE}: Detailed)"
             )
 
     def check(self, model: nn.Module, recognised: RecognisedModel, x: Tensor, mask: Tensor | None) -> None:
@@ -224,7 +225,7 @@ class ResDiTControl:
             return found
         say(
             "serves several kinds of hints, and neither the control type nor a preprocessor tells which this one is: "
-            f"it is taken for '{self.services.default_shows()}' (Settings > ResDiT High-Res)"
+            f"it is taken for '{self.services.default_shows()}' (Settings > {TITLE})"
         )
         return self.services.default_shows()
 

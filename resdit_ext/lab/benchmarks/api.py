@@ -6,6 +6,7 @@ import asyncio
 import json
 import statistics
 
+from ...version import TITLE
 from ...webui.api import PATHS, Validation
 from .table import Row, seconds
 
@@ -15,7 +16,7 @@ MEGABYTES, PART, ROUNDS = 80, 65536, 5  # a server hands a body on in parts of 6
 def request(megabytes: int, entry: dict[str, object]) -> list[dict[str, object]]:
     """The ASGI messages of an img2img request whose picture has that size, with an entry of ours."""
     picture = "A" * (megabytes * 1_000_000)
-    body = json.dumps({"init_images": [picture], "alwayson_scripts": {"ResDiT High-Res": entry}}).encode()
+    body = json.dumps({"init_images": [picture], "alwayson_scripts": {TITLE: entry}}).encode()
     parts = (body[start : start + PART] for start in range(0, len(body), PART))
     return [{"type": "http.request", "body": part, "more_body": True} for part in parts] + [{"type": "http.request"}]
 
