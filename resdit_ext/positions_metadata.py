@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from .errors import ResDiTError, in_words, quoted
+from .errors import ResDiTError, quoted
 from .method.config import check_number
 
 POSITIONS, RANGE = "resdit.positions", "resdit.maximal_range"
@@ -51,18 +48,3 @@ def maximal_range(metadata: Mapping[str, object], name: str) -> int | None:
             f"from 1 to {WIDEST}: get the file again, or choose the positions and their range by hand"
         )
     return int(text)
-
-
-def maximal_range_of_file(path: Path) -> int | None:
-    """The maximal range of a LoRA's file; None where it is of no such training, or no safetensors file.
-
-    Only the file's header is read. Raises ResDiTError where that cannot be, or says what this version does not know.
-    """
-    if path.suffix != ".safetensors":
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise ResDiTError(f"{path.name} cannot be read ({in_words(error)}); get the file again") from error
-    return maximal_range(metadata, path.name)

@@ -1,6 +1,6 @@
 """Settings for tests: of the paper's own three phases, and micro models small enough to be trained here."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from resdit_ext import SCALED, ResDiTConfig
 
@@ -8,6 +8,12 @@ from resdit_ext import SCALED, ResDiTConfig
 def scaled(**fields: object) -> ResDiTConfig:
     """The layout from scaled positions, every branch exact and fixed borders, except where the fields say otherwise."""
     return replace(SCALED, **fields)
+
+
+def differences(config: ResDiTConfig, other: ResDiTConfig) -> dict[str, object]:
+    """The fields in which a configuration differs from another, by name."""
+    pairs = ((each.name, getattr(config, each.name), getattr(other, each.name)) for each in fields(config))
+    return {name: mine for name, mine, theirs in pairs if mine != theirs}
 
 
 def with_one_block(monkeypatch: object) -> None:

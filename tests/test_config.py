@@ -3,6 +3,7 @@ import math
 import pytest
 
 from resdit_ext import BALANCED, PAPER, SCALED, ResDiTConfig, ResDiTError
+from tests.settings import differences
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_attention_scale_formulas():
 def test_the_two_named_settings():
     assert (PAPER.global_until, PAPER.fused_until, PAPER.cutoff) == (0.285, 0.57, 0.2)
     assert PAPER.attention_scale == "off"
-    assert SCALED.differences(PAPER) == {"fused_until": 1.0, "attention_scale": "log"}
+    assert differences(SCALED, PAPER) == {"fused_until": 1.0, "attention_scale": "log"}
     ours = {"layout": "base", "speed": "fast", "borders": "moving", "splice_sigma": 0.15}
     ours |= {"cutoff": 0.75, "cutoff_unit": "base"}
-    assert BALANCED.differences(SCALED) == ours
+    assert differences(BALANCED, SCALED) == ours

@@ -17,6 +17,7 @@ from resdit_ext.lab.sampling import sample, step_to
 from resdit_ext.lab.scenes import random_scene, render
 from resdit_ext.method.layout import Grid, layouts_in_turn
 from tests import pipelines
+from tests.settings import differences
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +133,10 @@ def test_a_pipeline_with_such_a_scheduler_has_the_methods_phases():
 
 
 def test_the_ablation_is_the_papers():
-    off = {name: config.differences(METHODS["Paper"]) for name, config in METHODS.items() if config}
+    off = {name: differences(config, METHODS["Paper"]) for name, config in METHODS.items() if config}
     assert off["Paper w/o PES"] == {"pes": False}
     assert off["Paper w/o PIPE"] == {"pipe": False}
     assert off["Paper w/o PSF"] == {"fusion": "mean"}
     assert off["Paper w/o MOP and GWS"] == {"overlap": False, "splice": "mean"}
     assert off["Paper w/o GWS"] == {"splice": "mean"}
-    assert METHODS["Paper"].differences(PAPER) == {"base_tokens": BASE_TOKENS}
+    assert differences(METHODS["Paper"], PAPER) == {"base_tokens": BASE_TOKENS}

@@ -23,7 +23,7 @@ from tests import fake_loras, fakes, pipelines, reference
 from tests.attaching import attach
 from tests.fake_loras import prompted
 from tests.fakes import CHANNELS, FakeFlux, TinySD3
-from tests.settings import scaled
+from tests.settings import differences, scaled
 from tests.webui_host import FakeHost
 
 TINY = {"width": 384, "base_size": 128}  # 24x24 tokens above 8x8
@@ -49,7 +49,7 @@ def test_automatic_is_what_it_was_without_a_lora_that_says_more(loras):
 
 def test_automatic_is_rpe_2d_with_the_range_of_a_lora():
     chosen = chosen_positions(BALANCED, FLUX, LAYOUT, [Lora("other"), WIDE])
-    assert BALANCED.differences(chosen.config) == {"positions": "automatic"}
+    assert differences(BALANCED, chosen.config) == {"positions": "automatic"}
     assert chosen.config.positions == "rpe-2d" and chosen.config.maximal_range == 256
     assert chosen.told == "rpe-2d, range 256, as LoRA wide says" and not chosen.warnings
 

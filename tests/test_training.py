@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from resdit_ext import ResDiTError
-from resdit_ext.positions_metadata import maximal_range_of_file
+from resdit_ext.positions_metadata import maximal_range
 from resdit_ext.training import loop, rpe2d
 from resdit_ext.training.lora import webui_file
 from resdit_ext.training.options import TrainingOptions
@@ -28,6 +28,12 @@ from tests.training_processes import stopped_at
 
 FAMILIES = ("flux", "sd3")
 RANGE, STEPS, SAVED_EVERY, STOP = 16, 4, 2, 3
+
+
+def range_in(path):
+    """The maximal range that a LoRA's file tells."""
+    with safe_open(path, "pt") as file:
+        return maximal_range(file.metadata(), path.name)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,7 +115,7 @@ def test_the_file_says_its_positions_and_range(trained):
     family, made = trained
     with safe_open(made.out, "pt") as file:
         assert file.metadata() == {"format": "pt", "resdit.positions": "rpe-2d", "resdit.maximal_range": "16"}
-    assert maximal_range_of_file(made.out) == RANGE
+    assert range_in(made.out) == RANGE
     assert webui_file(made.out).is_file() == (family == "sd3")
     idle = {name for name, tensor in load_file(made.out).items() if not tensor.any()}
     # The last block of SD3 makes nothing of its text's queries.
@@ -208,7 +214,7 @@ def test_bfloat16_and_the_command_line(models, images, caches, tmp_path, capsys)
     argv += ["--steps", 1, "--validate-every", 1, "--validation-steps", 1, "--validation-prompts", "a", "b"]
     assert rpe2d.main(list(map(str, argv))) == 0
     assert capsys.readouterr().out.endswith(f"LoRA: {out}\n")
-    assert maximal_range_of_file(out) == 2 * SIZE // 16
+    assert range_in(out) == 2 * SIZE // 16
     assert rpe2d.main([*map(str, argv), "--maximal-range", "3"]) == 2
     said = "error: the maximal range is 3 tokens and the picture's height is 4 tokens; choose a range of at least 4"
     assert capsys.readouterr().err.splitlines()[-1].startswith(said)
@@ -218,7 +224,7 @@ def test_a_transformers_file_with_the_parts_of_a_folder(models, options, tmp_pat
     file = next((models["sd3"] / "transformer").glob("*.safetensors"))
     mine = options("sd3", tmp_path / "lora.safetensors", steps=1, accumulate=1)
     loop.train(replace(mine, model=file, components=models["sd3"]))
-    assert maximal_range_of_file(mine.out) == RANGE
+    assert range_in(mine.out) == RANGE
     with pytest.raises(
         ResDiTError, match=r"diffusion_pytorch_model.* cannot be loaded as the FluxTransformer2DModel of"
     ):

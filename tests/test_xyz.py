@@ -11,6 +11,7 @@ from resdit_ext import BALANCED, PAPER, ResDiTError
 from resdit_ext.webui import xyz
 from resdit_ext.webui.options import BY_NAME, DEFAULTS, OPTIONS, parse_request
 from resdit_ext.webui.sizes import output_size
+from tests.settings import differences
 
 
 class AxisOption:
@@ -162,7 +163,7 @@ def test_a_preset_replaces_the_pages_values_and_gives_way_to_axes(axes):
     p = picture(SimpleNamespace(), axes["[ResDiT] Cut-off"], 0.1)
     p = picture(p, axes["[ResDiT] Preset"], "Balanced")
     request = parse_request(xyz.merged(p, page))
-    assert request.config.differences(BALANCED) == {"cutoff": 0.1, "base_tokens": 1024}
+    assert differences(request.config, BALANCED) == {"cutoff": 0.1, "base_tokens": 1024}
     assert parse_request(xyz.merged(picture(SimpleNamespace(), axes["[ResDiT] Preset"], "Paper"), ())).config == PAPER
 
 

@@ -15,7 +15,6 @@ STRENGTH = 0.5  # the hires pass's denoising strength
 SIZES = {"2K": (2, 2), "3K": (3, 3), "4K": (4, 4), "4K 2:1": (4, 2)}
 METHODS = (PLAIN, HIRES, *PRESETS)
 SAMPLERS = ("Euler", "Euler a", "LCM")
-MULTIPLE = 16  # pixels, of which a side is to be
 
 
 @dataclass(frozen=True)

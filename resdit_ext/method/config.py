@@ -135,11 +135,6 @@ class ResDiTConfig:
             return {"off": 1.0, "sqrt-log": math.sqrt(ratio), "log": ratio}[self.attention_scale]
         return float(self.attention_scale)
 
-    def differences(self, other: ResDiTConfig) -> dict[str, object]:
-        """The fields in which this differs from `other`, by name."""
-        pairs = ((each.name, getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
-        return {name: mine for name, mine, theirs in pairs if mine != theirs}
-
 
 BALANCED = ResDiTConfig()
 # What Balanced was before version 0.2.1.
