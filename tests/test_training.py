@@ -214,7 +214,7 @@ def test_bfloat16_and_the_command_line(models, images, caches, tmp_path, capsys)
     argv += ["--steps", 1, "--validate-every", 1, "--validation-steps", 1, "--validation-prompts", "a", "b"]
     assert rpe2d.main(list(map(str, argv))) == 0
     assert capsys.readouterr().out.endswith(f"LoRA: {out}\n")
-    assert range_in(out) == 2 * SIZE // 16
+    assert range_in(out) == 4 * SIZE // 16
     assert rpe2d.main([*map(str, argv), "--maximal-range", "3"]) == 2
     said = "error: the maximal range is 3 tokens and the picture's height is 4 tokens; choose a range of at least 4"
     assert capsys.readouterr().err.splitlines()[-1].startswith(said)

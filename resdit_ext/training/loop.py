@@ -57,7 +57,7 @@ class Sizes:
                 raise ResDiTError(f"{name} is {pixels}; it must be a multiple of {family.pixels_per_token}")
         side, seen = size // family.pixels_per_token, shown // family.pixels_per_token
         shift = family.shift if options.noise_shift is None else options.noise_shift
-        return cls(size, options.maximal_range or 2 * side, Grid(seen, seen), shift)
+        return cls(size, options.maximal_range or 4 * side, Grid(seen, seen), shift)
 
 
 def read_pictures(

@@ -40,7 +40,7 @@ class TrainingOptions:
     caption: str | None = field(default=None, metadata={"help": "the caption of pictures that have none beside them"})
     size: int | None = _number("pixels a side of a square training picture; default: the base size", None, 16, 8192)
     maximal_range: int | None = _number(
-        "tokens an axis that positions are drawn from; default: twice the side of a square", None, 1, WIDEST
+        "tokens an axis that positions are drawn from; default: four times the side of a square", None, 1, WIDEST
     )
     native_share: float = _number("share of the batches at the model's own positions", 0.5, 0.0, 1.0)
     crops: int = _number("random crops of every picture, beside the whole", 2, 0, 64)
