@@ -15,7 +15,7 @@ import pytest
 FLOORS = (
     ("errors", "version"),
     ("method",),
-    ("monkeypatch", "positions_metadata"),
+    ("monkeypatch", "positions_metadata", "watch"),
     ("control",),
     ("seams",),
     ("families",),

@@ -17,8 +17,8 @@ from resdit_ext.field.measures import figures_of, repetition
 from resdit_ext.field.page import in_script
 from resdit_ext.field.plan import METHODS, SCENES, SIZES, FieldOptions, orders
 from resdit_ext.field.summary import report, table
-from resdit_ext.field.watch import Watch
 from resdit_ext.lab.scenes import random_scene, render
+from resdit_ext.watch import Watch
 
 FEW = FieldOptions(prompts=2, sizes=("2K",), methods=("plain", "Balanced"), steps=2)
 

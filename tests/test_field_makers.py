@@ -116,7 +116,9 @@ class WebUI(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(body).encode())
 
     def do_GET(self):
+        modes = ["Latent", "Latent (bicubic)"] if self.server.latents else []
         answers = {
+            "/sdapi/v1/latent-upscale-modes": [{"name": mode} for mode in modes],
             "/resdit/v1/version": {"version": "1"},
             "/sdapi/v1/options": {"sd_model_checkpoint": "flux"},
             "/sdapi/v1/progress": {"textinfo": "ResDiT: fused 3/14", "state": {}},
@@ -141,7 +143,7 @@ class WebUI(BaseHTTPRequestHandler):
 @contextmanager
 def served():
     server = ThreadingHTTPServer(("127.0.0.1", 0), WebUI)
-    server.asked = []
+    server.asked, server.latents = [], True
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -163,11 +165,14 @@ def test_a_webui_makes_pictures_and_says_how_far_it_is(monkeypatch):
         assert maker.make(order("hires pass", width=256, height=128)).picture.shape[1] == 256
         with pytest.raises(RuntimeError, match=r"/sdapi/v1/txt2img answers 500: .*OutOfMemoryError"):
             maker.make(order("plain", width=256, height=256))
-        ours, hires, _ = server.asked
+        server.latents = False
+        maker.make(order("hires pass", width=256, height=128))
+        ours, hires, _, another = server.asked
     assert ours["alwayson_scripts"]["ResDiT High-Res"]["args"] == [
         {"preset": "Balanced", "base_size": 128, "width": 256, "height": 256}
     ]
     assert (ours["seed"], ours["steps"], ours["width"]) == (SCENES[0].seed, 4, 256)
+    assert (hires["hr_upscaler"], another["hr_upscaler"]) == ("Latent (bicubic)", "Lanczos")
     assert hires["enable_hr"] and (hires["width"], hires["height"]) == (176, 96) and hires["hr_resize_x"] == 256
     with pytest.raises(ConnectionError, match="no WebUI answers"):
         maker.make(order("Balanced"))

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ..watch import Part
 from .plan import Order, Scene
-from .watch import Part
 
 
 @dataclass(frozen=True)

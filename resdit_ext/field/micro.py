@@ -17,9 +17,9 @@ from ..lab.rivals import hires_pass
 from ..lab.sampling import SAMPLERS, sample, sigmas_of
 from ..method.layout import Grid
 from ..method.phases import make_schedule
+from ..watch import Watch
 from .making import Made
 from .plan import BASE, HIRES, PLAIN, STRENGTH, FieldOptions, Order, Scene
-from .watch import Watch
 
 PREFIX = "micro-"
 

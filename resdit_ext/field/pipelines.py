@@ -24,9 +24,9 @@ from ..method.config import BALANCED, PRESETS, ResDiTConfig
 from ..method.memory import OutOfMemory
 from ..method.run import Run
 from ..monkeypatch import intercepted
+from ..watch import GIGABYTE, Watch
 from .making import Made
 from .plan import BASE, HIRES, PLAIN, SCENES, STRENGTH, FieldOptions, Order
-from .watch import GIGABYTE, Watch
 
 TILES = "the VAE decoded in tiles: there was not enough memory for the whole picture"
 

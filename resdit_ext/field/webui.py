@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -20,13 +21,13 @@ from ..errors import ResDiTError, quoted, shortened
 from ..families import LATENT_PATCH, families
 from ..hosts.progress import PREFIX
 from ..version import TITLE
+from ..watch import GIGABYTE, Part
 from .making import Made
 from .plan import BASE, HIRES, PLAIN, SCENES, STRENGTH, FieldOptions, Order
-from .watch import GIGABYTE, Part
 
 LONGEST, SHORT = 7200, 30  # seconds for a picture, and for any other answer
 EVERY = 0.5  # seconds between two looks at the progress
-LATENT_UPSCALER = "Latent (bicubic)"
+LATENT_UPSCALER, OTHER_UPSCALER = "Latent (bicubic)", "Lanczos"  # the first is not in Forge Neo
 
 
 class WebUIMaker:
@@ -46,7 +47,7 @@ class WebUIMaker:
             raise ResDiTError(f"webui is {quoted(address)}; write its address as http://127.0.0.1:7860")
         self.address, self.options, self.base = address.rstrip("/"), options, base
 
-    def ask(self, path: str, body: object = None, seconds: float = SHORT) -> dict:
+    def ask(self, path: str, body: object = None, seconds: float = SHORT) -> Any:
         """The answer to a request.
 
         Raises:
@@ -75,6 +76,11 @@ class WebUIMaker:
             raise ResDiTError(f"the WebUI has no API ({error}); start it with --api") from error
         return {"model": model, "made by": "a WebUI", "extension": extension}
 
+    def upscaler(self) -> str:
+        """The hires pass's."""
+        modes = [mode["name"] for mode in self.ask("/sdapi/v1/latent-upscale-modes")]
+        return LATENT_UPSCALER if LATENT_UPSCALER in modes else OTHER_UPSCALER
+
     def payload(self, order: Order) -> dict[str, object]:
         """The request of a picture."""
         plain = order.method in (BASE, PLAIN, HIRES)
@@ -87,7 +93,7 @@ class WebUIMaker:
                 "enable_hr": True,
                 "hr_resize_x": order.width,
                 "hr_resize_y": order.height,
-                "hr_upscaler": LATENT_UPSCALER,
+                "hr_upscaler": self.upscaler(),
                 "denoising_strength": STRENGTH,
                 "hr_additional_modules": ["Use same choices"],
             }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from ..version import __version__
 from .options import GenerateOptions, Picture
 from .pipeline import Loaded, load
 from .processes import Processes, processes
-from .timing import Stopwatch, peak_bytes
+from .timing import PictureWatch, peak_bytes
 
 KEY = "parameters"  # where the WebUIs write and look for it
 STATES = ("missing", "made", "another")  # before the picture is made
@@ -54,10 +53,10 @@ def save(image: Image.Image, path: Path, infotext: str) -> None:
     os.replace(part, path)
 
 
-def make(loaded: Loaded, options: GenerateOptions, picture: Picture, steps: int, here: Processes) -> Mapping:
-    """Make a picture with all processes, and return its seconds by part; the first saves it."""
+def make(loaded: Loaded, options: GenerateOptions, picture: Picture, steps: int, here: Processes) -> PictureWatch:
+    """Make a picture with all processes, and return the watch of its parts; the first saves it."""
     width, height = options.size
-    watch = Stopwatch(loaded.run, here.device)
+    watch = PictureWatch(loaded.run, here.device)
     hook = loaded.pipe.transformer.register_forward_pre_hook(watch.first_call)
     torch.manual_seed(picture.seed)  # of the fresh noise in every step
     guidance = {} if options.guidance is None else {"guidance_scale": options.guidance}
@@ -74,11 +73,11 @@ def make(loaded: Loaded, options: GenerateOptions, picture: Picture, steps: int,
         ).images[0]
     finally:
         hook.remove()
-    watch.lap("decoding")
+    watch.mark("decoding")
     if here.speaks:
         save(image, picture.path, options.infotext(picture, steps, options.guidance))
-        watch.lap("saving")
-    return watch.seconds
+        watch.mark("saving")
+    return watch
 
 
 def generate(options: GenerateOptions, figures: Path | None = None) -> list[Path]:
@@ -91,16 +90,17 @@ def generate(options: GenerateOptions, figures: Path | None = None) -> list[Path
     Raises:
         ResDiTError: the model or the options do not fit, or a file is there that was made otherwise.
     """
-    made = []
+    made, watches = [], []
     with processes() as here:
         loaded = load(options, here)
         steps = options.steps or loaded.family.steps
         for picture in missing(options, steps, here):
-            seconds = make(loaded, options, picture, steps, here)
+            watches.append(make(loaded, options, picture, steps, here))
+            seconds = watches[-1].seconds
             made.append({"file": str(picture.path), "seed": picture.seed, "prompt": picture.prompt, "seconds": seconds})
             if here.speaks:
                 print(f"{picture.path}: {', '.join(f'{name} {value:.1f} s' for name, value in seconds.items())}")
-        peaks = [int(peak) for peak in here.all_of(peak_bytes(here.device))]
+        peaks = [int(peak) for peak in here.all_of(peak_bytes(here.device, watches))]
     if figures and here.speaks:
         about = {"version": __version__, "device": here.device.type, "processes": here.count, "share": options.share}
         found = about | {"size": options.size, "steps": steps, "peak_bytes": peaks, "pictures": made}

@@ -26,9 +26,19 @@ class Part:
 class Watch:
     """Seconds and peak memory since the last mark, kept under the names of the parts."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str | torch.device) -> None:
         self.device, self.parts = torch.device(device), {}
         self.restart()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of every part so far."""
+        return {name: sum(part.times) for name, part in self.parts.items()}
+
+    @property
+    def peak_gb(self) -> float:
+        """The most of any part so far; 0 where the device does not tell."""
+        return max((part.peak_gb or 0.0 for part in self.parts.values()), default=0.0)
 
     def restart(self) -> None:
         """Begin a part now; what was since the last mark is of none."""
