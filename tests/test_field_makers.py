@@ -172,7 +172,7 @@ def test_a_webui_makes_pictures_and_says_how_far_it_is(monkeypatch):
         {"preset": "Balanced", "base_size": 128, "width": 256, "height": 256}
     ]
     assert (ours["seed"], ours["steps"], ours["width"]) == (SCENES[0].seed, 4, 256)
-    assert (hires["hr_upscaler"], another["hr_upscaler"]) == ("Latent (bicubic)", "Lanczos")
+    assert (hires["hr_upscaler"], another["hr_upscaler"]) == ("Latent (bicubic)", "None")
     assert hires["enable_hr"] and (hires["width"], hires["height"]) == (176, 96) and hires["hr_resize_x"] == 256
     with pytest.raises(ConnectionError, match="no WebUI answers"):
         maker.make(order("Balanced"))

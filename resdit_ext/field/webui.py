@@ -27,7 +27,8 @@ from .plan import BASE, HIRES, PLAIN, SCENES, STRENGTH, FieldOptions, Order
 
 LONGEST, SHORT = 7200, 30  # seconds for a picture, and for any other answer
 EVERY = 0.5  # seconds between two looks at the progress
-LATENT_UPSCALER, OTHER_UPSCALER = "Latent (bicubic)", "Lanczos"  # the first is not in Forge Neo
+LATENT_UPSCALER = "Latent (bicubic)"
+LANCZOS = "None"  # what the WebUIs call it where no model enlarges; Forge Neo has no other
 
 
 class WebUIMaker:
@@ -79,7 +80,7 @@ class WebUIMaker:
     def upscaler(self) -> str:
         """The hires pass's."""
         modes = [mode["name"] for mode in self.ask("/sdapi/v1/latent-upscale-modes")]
-        return LATENT_UPSCALER if LATENT_UPSCALER in modes else OTHER_UPSCALER
+        return LATENT_UPSCALER if LATENT_UPSCALER in modes else LANCZOS
 
     def payload(self, order: Order) -> dict[str, object]:
         """The request of a picture."""
