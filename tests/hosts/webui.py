@@ -143,10 +143,8 @@ def place_of(host):
     return Path(folder), python
 
 
-@contextlib.contextmanager
-def started(host, model, data, *flags):
-    """A WebUI whose own folder is `data`, whose model is the tiny `model` and whose API is on; `flags` come last."""
-    folder, python = place_of(host)
+def furnish(host, data):
+    """Fill the folder of a WebUI's own: this repository and the tests' extensions, a checkpoint, LoRAs."""
     for name in ("extensions", "checkpoints"):
         (data / name).mkdir()
     (data / "extensions" / "resdit").symlink_to(REPOSITORY)
@@ -156,6 +154,17 @@ def started(host, model, data, *flags):
     (data / "models" / "Lora").mkdir(parents=True)
     for name, metadata in LORAS.items():
         save_file({"nothing": torch.zeros(1)}, data / "models" / "Lora" / f"{name}.safetensors", metadata)
+
+
+@contextlib.contextmanager
+def started(host, model, data, *flags):
+    """A WebUI whose own folder is `data`, whose model is the tiny `model` and whose API is on; `flags` come last.
+
+    The folder is furnished where it is empty.
+    """
+    folder, python = place_of(host)
+    if not any(data.iterdir()):
+        furnish(host, data)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
