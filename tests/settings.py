@@ -1,8 +1,12 @@
 """Settings for tests: of the paper's own three phases, and micro models small enough to be trained here."""
 
 from dataclasses import fields, replace
+from pathlib import Path
+
+from safetensors import safe_open
 
 from resdit_ext import SCALED, ResDiTConfig
+from resdit_ext.positions_metadata import maximal_range
 
 
 def scaled(**fields: object) -> ResDiTConfig:
@@ -14,6 +18,12 @@ def differences(config: ResDiTConfig, other: ResDiTConfig) -> dict[str, object]:
     """The fields in which a configuration differs from another, by name."""
     pairs = ((each.name, getattr(config, each.name), getattr(other, each.name)) for each in fields(config))
     return {name: mine for name, mine, theirs in pairs if mine != theirs}
+
+
+def range_in(path: Path) -> int | None:
+    """The maximal range that a LoRA's file tells."""
+    with safe_open(path, "pt") as file:
+        return maximal_range(file.metadata(), path.name)
 
 
 def with_one_block(monkeypatch: object) -> None:

@@ -17,7 +17,7 @@ from resdit_ext.lab.scenes import drawn_patterns, random_scene, render
 from resdit_ext.lab.train import TrainConfig, make_batch, train
 from resdit_ext.method.layout import Grid
 from resdit_ext.seams.training_diffusers import Places
-from tests.settings import with_one_block
+from tests.settings import differences, with_one_block
 
 ALWAYS = RPE2D(native_share=0)
 
@@ -136,11 +136,11 @@ def test_what_cannot_be_is_named(make, message):
 
 
 def test_rows_of_the_table_differ_in_what_their_names_say():
-    off = {name: config.differences(METHODS["PES only"]) for name, config in RANDOMIZED.items() if "with" not in name}
+    off = {name: differences(config, METHODS["PES only"]) for name, config in RANDOMIZED.items() if "with" not in name}
     equidistant = {"positions": "rpe-2d", "maximal_range": 64}
     assert off["RPE-2D"] == equidistant
     assert off["RPE-2D + log scale"] == off["RPE-2D + log scale + shift"] == equidistant | {"attention_scale": "log"}
-    assert RANDOMIZED["Balanced with RPE-2D"].differences(METHODS["Balanced"]) == equidistant
+    assert differences(RANDOMIZED["Balanced with RPE-2D"], METHODS["Balanced"]) == equidistant
 
 
 def test_shifted_levels_stay_high_for_longer():

@@ -3,13 +3,11 @@
 import re
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from resdit_ext import ResDiTError
-from resdit_ext.positions_metadata import maximal_range, maximal_range_of_file, positions_metadata
+from resdit_ext.positions_metadata import maximal_range, positions_metadata
 
 SAID = {"resdit.positions": "rpe-2d"}
 
@@ -17,25 +15,6 @@ SAID = {"resdit.positions": "rpe-2d"}
 @given(st.integers(1, 4096))
 def test_what_is_written_is_read(maximal):
     assert maximal_range(positions_metadata(maximal), "a LoRA") == maximal
-
-
-def test_it_is_read_from_a_file(tmp_path):
-    weights = {"x": torch.zeros(1)}
-    trained, other = tmp_path / "trained.safetensors", tmp_path / "other.safetensors"
-    save_file(weights, trained, metadata={"format": "pt"} | positions_metadata(64))
-    save_file(weights, other)
-    assert maximal_range_of_file(trained) == 64
-    assert maximal_range_of_file(other) is None
-    assert maximal_range_of_file(tmp_path / "pickled.pt") is None
-
-
-@pytest.mark.parametrize("content", [None, b"no safetensors"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
-    path = tmp_path / "broken.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ResDiTError, match=r"broken\.safetensors cannot be read .*; get the file again"):
-        maximal_range_of_file(path)
 
 
 def test_other_metadata_says_nothing():

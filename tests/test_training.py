@@ -17,23 +17,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from resdit_ext import ResDiTError
-from resdit_ext.positions_metadata import maximal_range
 from resdit_ext.training import loop, rpe2d
 from resdit_ext.training.lora import webui_file
 from resdit_ext.training.options import TrainingOptions
 from resdit_ext.training.parts import ModelParts
 from resdit_ext.training.trainer import Trainer
+from tests.settings import range_in
 from tests.training_models import SIZE, save_pictures, save_pipeline
 from tests.training_processes import stopped_at
 
 FAMILIES = ("flux", "sd3")
 RANGE, STEPS, SAVED_EVERY, STOP = 16, 4, 2, 3
-
-
-def range_in(path):
-    """The maximal range that a LoRA's file tells."""
-    with safe_open(path, "pt") as file:
-        return maximal_range(file.metadata(), path.name)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -384,7 +384,7 @@ def test_options_out_of_range_are_named(tmp_path, changes, message):
 
 
 def test_sizes_are_the_familys_or_whole_tokens(tmp_path):
-    assert Sizes.of(options(tmp_path), FLUX) == Sizes(1024, 128, Grid(64, 64), 1.15)
+    assert Sizes.of(options(tmp_path), FLUX) == Sizes(1024, 256, Grid(64, 64), 1.15)
     chosen = options(tmp_path, size=512, maximal_range=200, validation_size=2048, noise_shift=0.5)
     assert Sizes.of(chosen, SD3) == Sizes(512, 200, Grid(128, 128), 0.5)
     with pytest.raises(ResDiTError, match="validation_size is 1000; it must be a multiple of 16"):

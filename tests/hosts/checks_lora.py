@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from resdit_ext.positions_metadata import maximal_range_of_file
 from tests.hosts import kit
 from tests.hosts.bench import PHASES, Bench, Skipped, big, check, same, small
+from tests.settings import range_in
 
 
 def with_lora(bench: Bench, unet: object, name: str, repository: str, config: dict) -> object:
@@ -19,7 +19,7 @@ def with_lora(bench: Bench, unet: object, name: str, repository: str, config: di
     unet.model.config.huggingface_repo = repository
     unet.model.diffusion_model.config = config
     path = bench.handed.with_name(name)
-    same(maximal_range_of_file(path), 64, "the range in the metadata")
+    same(range_in(path), 64, "the range in the metadata")
     from backend.patcher.lora import load_lora, model_lora_keys_unet
 
     patches, unknown = load_lora(load_file(path), model_lora_keys_unet(unet.model, {}))
