@@ -10,10 +10,9 @@ from torch import Tensor
 from resdit_ext import ResDiTConfig
 from resdit_ext.families import identify
 from resdit_ext.method.run import Run
-from resdit_ext.monkeypatch import swapped
 from tests.attaching import attach
 from tests.hosts import kit
-from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, attention_error, big, check, same, small
+from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, attention_error, attentions, big, check, same, small
 from tests.settings import scaled
 
 NATIVE = scaled(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
@@ -81,20 +80,10 @@ def chromas_rotation_is_the_hosts(bench: Bench) -> str:
 @check
 def every_attention_of_chroma_is_the_methods(bench: Bench) -> str:
     """What the method is given and returns, against the float64 reference on the blocks' own q, k, v."""
-    from resdit_ext.seams import sequence
-
     pe, found = bench.chroma.model.diffusion_model.pe_embedder, []
     grids = {TRIPLE: ((24, 24), (8, 8)), (31, 45): ((16, 23), (7, 10))}  # tokens of the output and of the base
     for size, phase in [*((TRIPLE, phase) for phase in PHASES), ((31, 45), "fused")]:
-        calls, original = [], sequence.resdit_attention
-
-        def spy(q: Tensor, k: Tensor, v: Tensor, *rest: object, calls=calls, original=original) -> Tensor:
-            taken = [x.clone() for x in (q, k, v)]  # ersatzForge reuses its buffers
-            out = original(q, k, v, *rest)
-            calls.append((*taken, out.clone()))
-            return out
-
-        with swapped(sequence, resdit_attention=spy):
+        with attentions() as calls:
             velocity(bench, attached(bench)[0], kit.latent(*size), PHASES[phase])
         grid, base = grids[size]
         for index in (0, -1):  # a double and a single block

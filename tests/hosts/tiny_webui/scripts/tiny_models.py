@@ -65,6 +65,13 @@ def seeds_of(prompt):
     return [zlib.crc32(text.encode()) for text in prompt]
 
 
+def keep(engine, unet, vae):
+    """Give an engine its parts, as the constructor of each of the host's does."""
+    engine.forge_objects = ForgeObjects(unet=unet, clip=None, vae=vae, clipvision=None)
+    engine.forge_objects_original = engine.forge_objects.shallow_copy()
+    engine.forge_objects_after_applying_lora = engine.forge_objects.shallow_copy()
+
+
 class TinyEngine(ForgeDiffusionEngine):
     """What the WebUI takes for a loaded checkpoint; a text's conditioning is noise seeded by the text."""
 
@@ -91,9 +98,7 @@ class TinyEngine(ForgeDiffusionEngine):
             unet = kit.build_unet(HOST, kit.build_sd3(HOST), predictor=kit.discrete_flow())
             self.is_sd3 = True
         vae = VAE(first_stage, device=torch.device("cpu"), dtype=torch.float32)
-        self.forge_objects = ForgeObjects(unet=unet, clip=None, vae=vae, clipvision=None)
-        self.forge_objects_original = self.forge_objects.shallow_copy()
-        self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
+        keep(self, unet, vae)
 
     def get_learned_conditioning(self, prompt):
         if MODEL == "micro":
@@ -158,9 +163,7 @@ def tiny_engine(kind):
             sort = dict(is_wan=self.is_wan, is_flux2=packed) if HOST == "neo" else {}
             vae = VAE(first_stage, device=torch.device("cpu"), dtype=torch.float32, **sort)
             vae.latent_channels = first_stage.config.latent_channels  # not the full-size one's 128
-            self.forge_objects = ForgeObjects(unet=unet, clip=None, vae=vae, clipvision=None)
-            self.forge_objects_original = self.forge_objects.shallow_copy()
-            self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
+            keep(self, unet, vae)
             self.ref_images = []
 
         def get_learned_conditioning(self, prompt):
