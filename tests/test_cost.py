@@ -25,7 +25,7 @@ SETTINGS = [PAPER, BALANCED, *(replace(SCALED, speed=speed) for speed in ("exact
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("size", [(32, 32), (33, 20), (64, 48)])
+@pytest.mark.parametrize("size", [(24, 24), (33, 20), (64, 48)])
 def test_attention_cost_is_what_is_counted(setting, size):
     config = replace(setting, base_tokens=100)
     layout = make_layout(Grid(*size), config)
@@ -40,14 +40,16 @@ def test_attention_cost_is_what_is_counted(setting, size):
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         q = torch.empty(1, 2, TEXT + layout.grid.tokens, sum(AXES))
-        layouts = layouts_in_turn(layout.grid, config)
-        plans = [AttentionPlan(each, config, TEXT, embed) for each in layouts]
         plain, _ = counted(lambda: attend(q, q, q))
         ours = around = 0
         small = q[:, :, : TEXT + layout.base.tokens]
-        for phase, n in steps_per_phase(config, STEPS).items():
+        for phase, n in steps_per_phase(config, STEPS, middle=layout.middle is not None).items():
+            at_half = phase is Phase.MIDDLE
+            grid = layout.middle if at_half and n else layout.grid
+            plans = [AttentionPlan(each, config, TEXT, embed) for each in layouts_in_turn(grid, config, layout.base)]
+            part, of = q[:, :, : TEXT + grid.tokens], Phase.FUSED if at_half else phase
             for plan in plans:
-                work = partial(resdit_attention, q, q, q, plan, phase, attend)
+                work = partial(resdit_attention, part, part, part, plan, of, attend)
                 attention, rest = counted(partial(attend, small, small, small) if phase is Phase.LAYOUT else work)
                 ours, around = ours + n * attention / len(plans), around + n * rest / len(plans)
     assert attention_cost(layout, config, STEPS, TEXT) == pytest.approx(ours / (STEPS * plain), rel=1e-9)

@@ -14,7 +14,7 @@ from resdit_ext.control.added import LazyResiduals, UnitShare
 from resdit_ext.families import identify
 from resdit_ext.hosts.forge import model
 from resdit_ext.method.layout import Grid
-from resdit_ext.method.layout_steps import BaseView
+from resdit_ext.method.layout_steps import View
 from resdit_ext.method.run import Run
 from resdit_ext.seams import sequence as family_module
 from resdit_ext.seams.ways import why_not
@@ -301,16 +301,16 @@ def test_a_layout_step_is_one_call_on_the_base_grid(unet, monkeypatch, size):
 def test_what_is_given_per_pixel_and_token_is_brought_to_the_base_grid():
     """The picture and mask of Fill, another extension's residuals, and a unit of ours with its mask."""
     grid, base = Grid(12, 12), Grid(4, 4)
-    view = BaseView((24, 24), (8, 8))
+    view = View(base, (24, 24), (8, 8))
     flat = torch.full((1, 5, 24, 24), 0.3)
     residual, mask = torch.randn(1, 1, 7).expand(1, 144, 7), torch.full((1, 144, 1), 0.5)
     share = UnitShare([torch.ones(1, 16, 7)], base, 2.0, lambda *_: 0, mask=mask)
     lazy = LazyResiduals([share], 1, grid, torch.float32)
     c = {"c_concat": flat, "control": {"input": [residual, None], "output": lazy}, "y": "kept"}
-    got = model.for_base(c, view, grid, base)
+    got = model.for_smaller(c, view, grid)
     torch.testing.assert_close(got["c_concat"], torch.full((1, 5, 8, 8), 0.3))
     first, second = got["control"]["input"]
     torch.testing.assert_close(first, residual[:, :16])
     assert second is None and got["y"] == "kept" and c["c_concat"] is flat
     torch.testing.assert_close(got["control"]["output"][0], torch.ones(1, 16, 7))  # 2 x .5
-    assert model.for_base({"y": 1}, view, grid, base) == {"y": 1}
+    assert model.for_smaller({"y": 1}, view, grid) == {"y": 1}

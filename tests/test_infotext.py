@@ -47,6 +47,7 @@ VALUES_OF_0_1_1 = {
     "maximal_range": 256,
     "shift": "WebUI",
     "compare": False,
+    "middle_until": 1.0,  # it had none of these steps
 }
 
 
@@ -68,6 +69,7 @@ def test_a_picture_of_0_1_1_would_be_written_the_same():
         "ResDiT": __version__,
         "ResDiT layout": "scaled",
         "ResDiT borders": "fixed",
+        "ResDiT middle until": "1.0",
     }  # which are no defaults now
     assert {key: str(value) for key, value in written.items()} == expected
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from resdit_ext import BALANCED, PAPER, ResDiTConfig, apply_resdit
 from resdit_ext.method.layout import Grid, make_layout
-from resdit_ext.method.layout_steps import BaseView, layout_prediction, shrinking_matrix, view_of
+from resdit_ext.method.layout_steps import View, prediction_from, shrinking_matrix, view_of
 from resdit_ext.method.phases import Phase, make_schedule, steps_per_phase
 from resdit_ext.method.run import Run
 from resdit_ext.method.shift import shifted_sigmas
@@ -28,7 +28,7 @@ def noise(*shape, seed=0):
 
 def view(grid):
     latent = noise(2, 3, 2 * grid.height, 2 * grid.width)
-    return view_of(make_layout(grid, BASE), latent), latent
+    return view_of(grid, make_layout(grid, BASE).base, latent), latent
 
 
 @pytest.mark.parametrize(("n", "m"), PAIRS)
@@ -68,7 +68,7 @@ def test_enlarging_is_undone_by_shrinking(grid):
 
 @given(st.floats(0, 1), st.integers(4, 40), st.integers(4, 40))
 def test_the_level_is_that_of_signal_and_noise(sigma, height, width):
-    seen = BaseView((2 * height, 2 * width), (8, 8))
+    seen = View(Grid(4, 4), (2 * height, 2 * width), (8, 8))
     level = seen.level(sigma)
     assert 0 <= level <= 1
     # Signal to noise is what a level means: shrinking divides the noise by the scale.
@@ -87,10 +87,10 @@ def test_a_step_leads_to_what_the_model_sees_on_the_base_grid(grid, velocity):
         levels.append(level)
         return 0.4 * x + 0.1
 
-    def at_base(x, level, _):
+    def at_base(x, level):
         return (x - clean(x, level)) / level if velocity else clean(x, level)
 
-    got = layout_prediction(at_base, seen, latent, 0.9, velocity)
+    got = prediction_from(at_base, seen, latent, 0.9, velocity)
     got = latent - 0.9 * got if velocity else got
     base = make_layout(grid, BASE).base
     expected = reference.layout_estimate(latent.double().numpy(), 0.9, (base.height, base.width), clean)
@@ -102,10 +102,10 @@ def test_a_step_leads_to_what_the_model_sees_on_the_base_grid(grid, velocity):
 def test_scale_one_is_the_identity(velocity):
     latent = noise(1, 4, 8, 8)
 
-    def at_base(x, level, _):
+    def at_base(x, level):
         return x**3 + level
 
-    got = layout_prediction(at_base, BaseView((8, 8), (8, 8)), latent, 0.7, velocity)
+    got = prediction_from(at_base, View(Grid(4, 4), (8, 8), (8, 8)), latent, 0.7, velocity)
     torch.testing.assert_close(got, latent**3 + 0.7, atol=1e-5, rtol=1e-5)
 
 

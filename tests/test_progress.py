@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from resdit_ext.hosts import progress
+from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.run import Run
 from resdit_ext.method.shift import shifted_sigmas
 from resdit_ext.webui import lifecycle
@@ -17,6 +18,7 @@ from tests.settings import scaled
 
 CONFIG = scaled(fused_until=0.57)
 STEPS = {"global": 10, "fused": 10, "local": 15}
+DOUBLE = make_layout(Grid(128, 128), CONFIG)
 EXPECTED = [(phase, i + 1, n) for phase, n in STEPS.items() for i in range(n)]
 
 
@@ -33,7 +35,7 @@ def told(sigmas, calls):
     seen = []
     run = Run(CONFIG, sigmas, on_step=lambda *step: seen.append(step))
     for sigma in calls:
-        run.begin_call(sigma)
+        run.begin_call(sigma, DOUBLE)
     return seen
 
 
@@ -67,10 +69,10 @@ def test_img2img_enters_part_way_down_and_odd_levels_are_survived():
 def test_a_phase_without_steps_has_no_numbers():
     seen = []
     run = Run(scaled(global_until=1.0), [1.0, 0.5, 0.0], on_step=lambda *step: seen.append(step))
-    run.begin_call(0.2)
+    run.begin_call(0.2, DOUBLE)
     assert seen == [("global", 2, 2)]
     run.sigmas = (1.0,)
-    run.begin_call(0.2)
+    run.begin_call(0.2, DOUBLE)
     assert seen[1] == ("global", 0, 0)
 
 

@@ -33,6 +33,7 @@ OTHER = {
     "maximal_range": 192,
     "shift": "1.9",
     "compare": True,
+    "middle_until": 0.55,
 }
 NEEDED = {"width": {"ratio": "Free"}, "height": {"ratio": "Free"}, "long_side": {"size": "Custom"}}
 CHOICES = [(o.name, choice) for o in OPTIONS for choice in o.choices if choice != o.default]

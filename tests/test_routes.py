@@ -195,7 +195,7 @@ def test_any_query_has_a_plan_or_is_answered_with_the_fields_name(client, query)
 
 @given(good)
 def test_a_good_query_has_a_plan(client, query):
-    query["fused_until"] = "1"
+    query |= {"fused_until": "1", "maximal_range": "512"}
     assert get(client, "plan", **query)[0] == 200
 
 

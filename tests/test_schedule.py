@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdit_ext import PAPER, SCALED
+from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.phases import (
     Phase,
     boundary,
@@ -20,6 +21,7 @@ from resdit_ext.method.run import Run
 from tests.settings import scaled
 
 shares = st.floats(0, 1)
+DOUBLE = make_layout(Grid(128, 128), PAPER)
 
 
 def phases(config, sigmas):
@@ -27,12 +29,23 @@ def phases(config, sigmas):
     return [schedule.phase(sigma) for sigma in sigmas[:-1]]
 
 
+def counted(steps):
+    """The phases that have steps."""
+    return {phase: n for phase, n in steps.items() if n}
+
+
 def test_the_papers_10_10_15():
     expected = [Phase.GLOBAL] * 10 + [Phase.FUSED] * 10 + [Phase.LOCAL] * 15
     assert phases(PAPER, shifted_sigmas(35)) == expected
     assert phases(PAPER, shifted_sigmas(35, mu=0)) == expected
     assert phases(SCALED, shifted_sigmas(35)) == [Phase.GLOBAL] * 10 + [Phase.FUSED] * 25
-    assert steps_per_phase(PAPER, 35) == {Phase.LAYOUT: 0, Phase.GLOBAL: 10, Phase.FUSED: 10, Phase.LOCAL: 15}
+    assert steps_per_phase(PAPER, 35) == {
+        Phase.LAYOUT: 0,
+        Phase.MIDDLE: 0,
+        Phase.GLOBAL: 10,
+        Phase.FUSED: 10,
+        Phase.LOCAL: 15,
+    }
 
 
 @given(st.integers(1, 120), shares, shares, st.floats(-1, 3))
@@ -84,7 +97,7 @@ def test_odd_sigma_is_clamped_and_said_once(sigma):
     said = []
     run = Run(PAPER, shifted_sigmas(35), say=said.append)
     expected = Phase.LOCAL if sigma < 0 else Phase.GLOBAL
-    assert [run.begin_call(sigma) for _ in range(3)] == [expected] * 3
+    assert [run.begin_call(sigma, DOUBLE) for _ in range(3)] == [expected] * 3
     assert len(said) == 1 and f"{sigma:g}" in said[0]
 
 
@@ -92,7 +105,14 @@ def test_a_list_that_no_flow_model_has_still_gives_phases_and_a_message():
     said = []
     sigmas = [9999.0, 400.0, 20.0, 3.0, 1.0, 0.5, 0.0]
     run = Run(PAPER, sigmas, say=said.append)
-    assert [run.begin_call(s).value for s in sigmas[:-1]] == ["global", "global", "fused", "fused", "local", "local"]
+    assert [run.begin_call(s, DOUBLE).value for s in sigmas[:-1]] == [
+        "global",
+        "global",
+        "fused",
+        "fused",
+        "local",
+        "local",
+    ]
     assert len(said) == 1 and "9999" in said[0]
 
 
@@ -101,7 +121,7 @@ def test_unusable_lists_fall_back_to_flux(sigmas):
     said = []
     assert usable_sigmas(sigmas) is None
     run = Run(PAPER, sigmas, say=said.append)
-    assert run.schedule == Run(PAPER).schedule and len(said) == 1
+    assert run.schedule(DOUBLE) == Run(PAPER).schedule(DOUBLE) and len(said) == 1
 
 
 @pytest.mark.parametrize(
@@ -127,8 +147,14 @@ def test_of_a_part_of_the_steps_the_phases_are_those_of_the_whole_list():
     whole = shifted_sigmas(20)
     run, part = Run(PAPER, whole), Run(PAPER)
     part.set_sigmas(whole, 20, 12)
-    assert part.schedule == run.schedule and part.sigmas == whole[12:]
-    assert steps_per_phase(PAPER, 20, 12) == {Phase.LAYOUT: 0, Phase.GLOBAL: 0, Phase.FUSED: 0, Phase.LOCAL: 8}
+    assert part.schedule(DOUBLE) == run.schedule(DOUBLE) and part.sigmas == whole[12:]
+    assert steps_per_phase(PAPER, 20, 12) == {
+        Phase.LAYOUT: 0,
+        Phase.MIDDLE: 0,
+        Phase.GLOBAL: 0,
+        Phase.FUSED: 0,
+        Phase.LOCAL: 8,
+    }
     part.set_sigmas(whole, 20, 100)
     assert part.sigmas == whole[-2:]
 
@@ -139,7 +165,7 @@ def test_a_first_call_in_another_phase_than_the_lists_is_reported(skipped, expec
     run = Run(PAPER, say=said.append)
     run.set_sigmas(shifted_sigmas(20), 20, skipped)
     for sigma in (0.01, 0.02):
-        run.begin_call(sigma)
+        run.begin_call(sigma, DOUBLE)
     assert len(said) == expected
 
 

@@ -15,7 +15,7 @@ from ..lab.model import BASE_TOKENS, load_micro
 from ..lab.pixels import PIXELS_PER_TOKEN
 from ..lab.rivals import hires_pass
 from ..lab.sampling import SAMPLERS, sample, sigmas_of
-from ..method.layout import Grid
+from ..method.layout import Grid, make_layout
 from ..method.phases import make_schedule
 from ..watch import Watch
 from .making import Made
@@ -51,7 +51,9 @@ class MicroMaker:
         else:
             config = METHODS[PLAIN if order.method == BASE else order.method]
             levels, step = sigmas_of(steps), itertools.count()
-            schedule = None if config is None else make_schedule(config, levels)
+            schedule = None
+            if config is not None:
+                schedule = make_schedule(config, levels, make_layout(grid, config).middle is not None)
 
             def tick() -> None:
                 level = levels[next(step)]

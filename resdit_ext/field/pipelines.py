@@ -21,6 +21,7 @@ from ..hosts.diffusers import apply_resdit, remove_resdit
 from ..hosts.diffusers.shift import FAMILYS_OWN, pinned_shift
 from ..lab.benchmarks.report import environment
 from ..method.config import BALANCED, PRESETS, ResDiTConfig
+from ..method.layout import Grid
 from ..method.memory import OutOfMemory
 from ..method.run import Run
 from ..monkeypatch import intercepted
@@ -134,8 +135,11 @@ class PipelineMaker:
     def resdit(self, order: Order, watch: Watch, notes: list[str], config: ResDiTConfig) -> np.ndarray:
         """A picture with the method."""
         run = apply_resdit(self.pipe, config)
+        layout = run.layout(Grid(order.height // self.token, order.width // self.token))
         try:
-            return self.call(self.pipe, order, watch, notes, lambda step: run.schedule.phase(run.sigmas[step]).value)
+            return self.call(
+                self.pipe, order, watch, notes, lambda step: run.schedule(layout).phase(run.sigmas[step]).value
+            )
         finally:
             remove_resdit(self.pipe)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import Unsupported
 from ..families import Family, RecognisedModel, families, identify
-from ..method.layout_steps import BaseView, ModelCall
+from ..method.layout_steps import ModelCall, View
 from ..method.run import Run
 from ..monkeypatch import is_ours, replacing, without_ours
 from .protocol import ControlServices, Say
@@ -30,14 +30,16 @@ def attach(denoiser: nn.Module, model: RecognisedModel, run: Run) -> None:
     inner = without_ours(denoiser.forward, ATTACHED)
 
     def forward(x: Tensor, sigma: Tensor, cond: dict) -> Tensor:
-        def predict(latent: Tensor, _: Tensor | None = None) -> Tensor:
-            return inner(latent, sigma, cond=cond)
+        def at(sigma: Tensor) -> ModelCall:
+            def predict(latent: Tensor, _: Tensor | None = None) -> Tensor:
+                return inner(latent, sigma, cond=cond)
 
-        def predict_at_base(latent: Tensor, level: float, _: BaseView) -> Tensor:
-            return inner(latent, torch.full_like(sigma, level), cond=cond)
+            def smaller(_: View, level: float) -> ModelCall:
+                return at(torch.full_like(sigma, level))
 
-        ours = ModelCall(predict, predict_at_base)
-        return model.adapter.call_with_resdit(run, ours, x, cond["crossattn"].shape[1], float(sigma.max()))
+            return ModelCall(predict, smaller)
+
+        return model.adapter.call_with_resdit(run, at(sigma), x, cond["crossattn"].shape[1], float(sigma.max()))
 
     denoiser.forward = replacing(forward, inner, ATTACHED)
 

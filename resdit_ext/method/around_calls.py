@@ -9,7 +9,7 @@ to the prediction. The call for the whole is one at scaled positions (PES), or o
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ from torch import Tensor
 from .blend import Joiner
 from .config import ResDiTConfig
 from .layout import Grid, Layout
-from .layout_steps import ModelCall, layout_prediction
-from .phases import Phase
+from .layout_steps import ModelCall, prediction_from
+from .phases import SMALLER, Phase
 from .position_table import PositionTable
 from .positions import maximal_grid, patch_indices
 from .randomized import equidistant_positions
@@ -148,7 +148,7 @@ def call_by_patches(
     layout = run.layout(Grid(height // 2, width // 2), sigma)
     if layout.is_base and not run.begin_base_call():
         return call.predict(latent)
-    phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma)
+    phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma, layout)
 
     def plan_of(layout: Layout) -> CallPlan:
         def make() -> CallPlan:
@@ -156,30 +156,38 @@ def call_by_patches(
 
         return run.cached((layout, text, str(latent.device)), make)
 
-    def at_base() -> AbstractContextManager:
-        if not run.config.acts_at_base:
-            return nullcontext()
-        plan = plan_of(layout.at_base)
-        return adjusted(plan.global_positions(), plan.logit_scale)
+    def from_smaller(call: ModelCall, latent: Tensor, layout: Layout, phase: Phase, sigma: float) -> Tensor:
+        smaller = run.smaller(layout, phase, sigma)
+        view = run.view(layout.grid, smaller.layout.grid, latent)
 
-    def predict_at_base(whole: Tensor) -> Tensor:
-        run.calls["model calls"] += 1
-        with at_base():
-            return layout_prediction(call.predict_at_base, run.view(layout, whole), whole, sigma, call.velocity)
+        def predict(seen: Tensor, level: float) -> Tensor:
+            their = call.smaller(view, level)
+            if smaller.acts:
+                return by_method(their, seen, smaller.layout, smaller.phase, level)
+            run.calls["model calls"] += 1
+            return their.predict(seen)
 
-    if phase is Phase.LAYOUT:
-        return predict_at_base(latent)
-    plan = plan_of(layout)
+        return prediction_from(predict, view, latent, sigma, call.velocity)
 
-    def predict_global(whole: Tensor) -> Tensor:
-        run.calls["model calls"] += 1
-        with adjusted(plan.global_positions(), plan.logit_scale):
-            return call.predict(whole)
+    def by_method(call: ModelCall, latent: Tensor, layout: Layout, phase: Phase, sigma: float) -> Tensor:
+        plan = plan_of(layout)
 
-    def predict_patch(patch: Tensor, number: int) -> Tensor:
-        run.calls["model calls"] += 1
-        with adjusted(plan.patch_positions(number), 1.0):
-            return call.predict(patch, plan.tokens[number])
+        def predict_global(whole: Tensor) -> Tensor:
+            run.calls["model calls"] += 1
+            with adjusted(plan.global_positions(), plan.logit_scale):
+                return call.predict(whole)
 
-    predict_whole = predict_at_base if run.config.layout == "base" and not layout.is_base else predict_global
-    return resdit_prediction(latent, plan, phase, predict_whole, predict_patch)
+        def predict_patch(patch: Tensor, number: int) -> Tensor:
+            run.calls["model calls"] += 1
+            with adjusted(plan.patch_positions(number), 1.0):
+                return call.predict(patch, plan.tokens[number])
+
+        def predict_at_base(whole: Tensor) -> Tensor:
+            return from_smaller(call, whole, layout, Phase.LAYOUT, sigma)
+
+        predict_whole = predict_at_base if run.config.layout == "base" and not layout.is_base else predict_global
+        return resdit_prediction(latent, plan, phase, predict_whole, predict_patch)
+
+    if phase in SMALLER:
+        return from_smaller(call, latent, layout, phase, sigma)
+    return by_method(call, latent, layout, phase, sigma)

@@ -55,8 +55,9 @@ class ResDiTConfig:
     """Parameters of ResDiT; the defaults are the Balanced setting.
 
     A run has three phases. The first makes the layout: with `layout` "base" in calls at the base size, down to the
-    noise level `layout_until`; with "scaled", the paper's way, by the global branch alone, up to `global_until`, a
-    share of the run's steps (1 leaves scaled positions alone). Then both branches are fused up to `fused_until`, and
+    noise level `layout_until`, and then, for large pictures, at half their size down to `middle_until`; with "scaled",
+    the paper's way, by the global branch alone, up to `global_until`, a share of the run's steps (1 leaves scaled
+    positions alone). Then both branches are fused up to `fused_until`, and
     after that share of the steps the local one is alone (1 leaves no such phase).
 
     Attributes:
@@ -75,6 +76,8 @@ class ResDiTConfig:
         borders: "fixed", or "moving": patches have their borders elsewhere in every other step.
         layout: "base" or "scaled".
         layout_until: noise level, 0 to 1, where the steps at the base size end; no effect with `layout` "scaled".
+        middle_until: noise level, 0 to 1, where the steps at half the size end that follow those above three times the
+            base size; no effect with `layout` "scaled", nor where it is not below `layout_until`.
         positions: of the global branch: "scaled", the paper's; "ntk" or "yarn", for rotary positions alone; "rpe-2d",
             for a model that was trained so, which then has them at the base size as well; or "automatic": RPE-2D's
             where a WebUI's prompt has a LoRA that says so, else scaled ones.
@@ -94,6 +97,7 @@ class ResDiTConfig:
     speed: str = _one_of("fast", "exact", "fast", "fastest")
     layout: str = _one_of("base", "base", "scaled")
     layout_until: float = _number(0.8, 0, 1)
+    middle_until: float = _number(0.7, 0, 1)
     borders: str = _one_of("moving", "moving", "fixed")
     positions: str = _one_of("automatic", "automatic", "scaled", "ntk", "yarn", "rpe-2d")
     maximal_range: int = _number(256, 1, 4096)

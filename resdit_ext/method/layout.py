@@ -9,6 +9,8 @@ from itertools import product
 
 from .config import ResDiTConfig, check_number
 
+MIDDLE_ABOVE = 3.05  # in scale, of both sides: at 3x half the size did nothing in the lab (docs/experiments.md)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -83,6 +85,13 @@ class Layout:
         return Layout(self.base, self.base, (0,), (0,))
 
     @property
+    def middle(self) -> Grid | None:
+        """The grid of half the size, rounded up, that has steps of its own between the base size and the full one."""
+        if min(self.scales) <= MIDDLE_ABOVE:
+            return None
+        return Grid((self.grid.height + 1) // 2, (self.grid.width + 1) // 2)
+
+    @property
     def scales(self) -> tuple[float, float]:
         """PES: (s_h, s_w) = (H/h, W/w), both >= 1."""
         return self.grid.height / self.base.height, self.grid.width / self.base.width
@@ -94,12 +103,12 @@ class Layout:
 
 
 @lru_cache(maxsize=16)
-def make_layout(grid: Grid, config: ResDiTConfig, more: int = 0) -> Layout:
+def make_layout(grid: Grid, config: ResDiTConfig, more: int = 0, base: Grid | None = None) -> Layout:
     """Lay out `grid` as the configuration asks, with `more` patches along each axis that has several.
 
-    Made once for a size, as every model call asks for it.
+    Made once for a size, as every model call asks for it. `base` is given where it is another grid's as well.
     """
-    base = base_grid(grid, config.base_tokens, config.base_shape)
+    base = base or base_grid(grid, config.base_tokens, config.base_shape)
     return Layout(
         grid=grid,
         base=base,
@@ -108,11 +117,11 @@ def make_layout(grid: Grid, config: ResDiTConfig, more: int = 0) -> Layout:
     )
 
 
-def layouts_in_turn(grid: Grid, config: ResDiTConfig) -> tuple[Layout, ...]:
+def layouts_in_turn(grid: Grid, config: ResDiTConfig, base: Grid | None = None) -> tuple[Layout, ...]:
     """The layouts that the steps of a run take in turn.
 
     With `borders` "moving" (ours) there are two, the second with one more patch along each axis, so that most borders
     lie elsewhere in every other step.
     """
-    usual = make_layout(grid, config)
-    return (usual, make_layout(grid, config, 1)) if config.borders == "moving" else (usual,)
+    usual = make_layout(grid, config, 0, base)
+    return (usual, make_layout(grid, config, 1, base)) if config.borders == "moving" else (usual,)

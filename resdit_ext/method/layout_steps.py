@@ -3,6 +3,9 @@
 Shrunk by s along both axes a latent keeps the picture's layout and has 1/s of the noise: it is what the model was
 trained on, at a lower noise level. The clean latent that it sees there, enlarged, is one for the full size. A layout
 step costs 1/s^2 of a call, needs no scaled positions, and leaves the sampler's own latent alone.
+
+Middle steps, which follow where the picture is large, are the same at half its size, with the method in their call:
+outlines become as straight as at that size before patches, each of which sees a small part, draw their detail.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layout import Layout
+from .layout import Grid
 from .lowpass import own_precision
 from .pooling import cosine_basis
 
@@ -34,17 +37,20 @@ def shrinking_matrix(n: int, m: int) -> Tensor:
     return unit_cosines(m, m) @ unit_cosines(n, m).T * (m / n) ** 0.5
 
 
-class BaseView:
-    """What the base grid sees of latents (B, C, 2H, 2W), and the way back.
+class View:
+    """What a smaller grid sees of latents (B, C, 2H, 2W), and the way back.
 
     Args:
+        grid: the smaller one, of h x w tokens.
         before: (rows, columns) of the latent.
-        after: (rows, columns) of a latent at the base size.
+        after: (rows, columns) of a latent at the smaller size.
         device: where the latents live.
     """
 
-    def __init__(self, before: tuple[int, int], after: tuple[int, int], device: torch.device | str = "cpu") -> None:
-        self.after = after
+    def __init__(
+        self, grid: Grid, before: tuple[int, int], after: tuple[int, int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.grid, self.after = grid, after
         down = [shrinking_matrix(n, m) for n, m in zip(before, after, strict=True)]
         self._down = [matrix.float().to(device) for matrix in down]
         self._up = [(matrix.T * (n / m)).float().to(device) for matrix, n, m in zip(down, before, after, strict=True)]
@@ -60,18 +66,18 @@ class BaseView:
 
     def level(self, sigma: float) -> float:
         """sigma' = g sigma / (g sigma + 1 - sigma): the noise level of a latent at `sigma` after shrinking."""
-        return sigma * self.gain / (sigma * self.gain + 1 - sigma)
+        return sigma * self.gain / (sigma * self.gain + (1 - sigma))
 
     def noisy(self, latent: Tensor, sigma: float) -> Tensor:
         """The shrunk latent as the model knows one at `level(sigma)`: (1 - sigma') signal + sigma' noise."""
         return self.shrink(latent) / (1 - sigma + sigma * self.gain)
 
 
-def view_of(layout: Layout, latent: Tensor) -> BaseView:
-    """The view of a layout's base grid for latents (B, C, about pH, about pW) like this one, p pixels to a token."""
-    before, grid, base = tuple(latent.shape[-2:]), layout.grid, layout.base
+def view_of(grid: Grid, smaller: Grid, latent: Tensor) -> View:
+    """What `smaller` sees of latents (B, C, about pH, about pW) like this one, on `grid`, p pixels to a token."""
+    before = tuple(latent.shape[-2:])
     patch = max(math.ceil(n / m) for n, m in zip(before, (grid.height, grid.width), strict=True))
-    return BaseView(before, (patch * base.height, patch * base.width), latent.device)
+    return View(smaller, before, (patch * smaller.height, patch * smaller.width), latent.device)
 
 
 def by_matrices(latent: Tensor, matrices: list[Tensor]) -> Tensor:
@@ -81,9 +87,6 @@ def by_matrices(latent: Tensor, matrices: list[Tensor]) -> Tensor:
         return (rows @ latent.float() @ cols.T).to(latent.dtype)
 
 
-PredictAtBase = Callable[[Tensor, float, BaseView], Tensor]
-
-
 @dataclass(frozen=True)
 class ModelCall:
     """How the model is called by whom a sampler has asked for one prediction, at one noise level.
@@ -91,26 +94,32 @@ class ModelCall:
     Attributes:
         predict: (latent, tokens=None) -> the prediction at that level; `tokens` are the indices of a patch's tokens, by
             which the host cuts to size what it passes per token (ControlNet's residuals).
-        predict_at_base: (latent (B, C, 2h, 2w), its noise level, view) -> the prediction there; what the host passes
-            per token or latent pixel is brought to the base size by the view.
+        smaller: (view, its noise level) -> the call for what the view sees; what the host passes per token or latent
+            pixel is brought to that size.
         velocity: True where predictions are velocities, False where they are clean latents.
     """
 
     predict: Callable[..., Tensor]
-    predict_at_base: PredictAtBase
+    smaller: Callable[[View, float], ModelCall]
     velocity: bool = False
 
 
-def layout_prediction(
-    predict_at_base: PredictAtBase, view: BaseView, latent: Tensor, sigma: float, velocity: bool
+def prediction_from(
+    predict: Callable[[Tensor, float], Tensor], view: View, latent: Tensor, sigma: float, velocity: bool
 ) -> Tensor:
-    """The prediction for `latent` (B, C, 2H, 2W) that is made on the base grid: x0 = E D(S x, sigma').
+    """The prediction for `latent` (B, C, 2H, 2W) that is made on a smaller grid: x0 = E D(S x, sigma').
 
     D is the clean latent that the model sees, S the shrinking and E the enlarging; a velocity is v = (x - x0) / sigma.
-    The first and the last argument are `ModelCall`'s.
+
+    Args:
+        predict: (latent (B, C, 2h, 2w), its noise level) -> the prediction there.
+        view: of the smaller grid.
+        latent: at the full size.
+        sigma: its noise level.
+        velocity: as `ModelCall` has it.
     """
     seen, level = view.noisy(latent, sigma), view.level(sigma)
-    prediction = predict_at_base(seen, level, view)
+    prediction = predict(seen, level)
     if not velocity:
         return view.enlarge(prediction)
     return (latent - view.enlarge(seen - level * prediction)) / sigma

@@ -1,7 +1,7 @@
 """The paper's schedule: of 35 steps 1-10 compute the global branch alone, 11-20 both, fused, and 21-35 the local one.
 
 For another number of steps the same shares, kept as noise levels: which branch a call needs follows from its level
-alone, without counters, so that any sampler may call in any order. Steps at the base size, ours, which take the place
+alone, without counters, so that any sampler may call in any order. Steps at smaller sizes, ours, which take the place
 of the first part, are ended by a noise level itself, as noise decides what can be seen.
 """
 
@@ -23,9 +23,13 @@ class Phase(Enum):
     """What a model call computes: a part of the paper's schedule."""
 
     LAYOUT = "layout"
+    MIDDLE = "middle"
     GLOBAL = "global"
     FUSED = "fused"
     LOCAL = "local"
+
+
+SMALLER = (Phase.LAYOUT, Phase.MIDDLE)  # whose calls are on a smaller grid
 
 
 def level_after(sigmas: Sequence[float], steps: int) -> float:
@@ -53,18 +57,21 @@ def levels_between(sigmas: Sequence[float], start: float, end: float) -> tuple[f
 
 @dataclass(frozen=True)
 class Schedule:
-    """Phases as noise levels: the first above `first_end`, fused above `fused_end`, local below."""
+    """Phases as noise levels: the first above `first_end`, middle above `middle_end`, then fused, then local."""
 
     first_end: float
     fused_end: float
     top: float = 1.0
     first: Phase = Phase.GLOBAL
+    middle_end: float = math.inf
 
     def phase(self, sigma: float) -> Phase:
         """The phase of a model call at `sigma`; NaN counts as the top, values outside [0, top] as the nearest."""
         sigma = self.top if math.isnan(sigma) else min(max(sigma, 0.0), self.top)
         if sigma > self.first_end:
             return self.first
+        if sigma > self.middle_end:
+            return Phase.MIDDLE
         return Phase.FUSED if sigma > self.fused_end else Phase.LOCAL
 
     def steps(self, sigmas: Sequence[float]) -> dict[Phase, int]:
@@ -99,16 +106,28 @@ def fault_in(sigmas: Sequence[float]) -> str | None:
     return None
 
 
-def make_schedule(config: ResDiTConfig, sigmas: Sequence[float]) -> Schedule:
-    """Turn the configuration's shares of steps into noise levels of the run's full list `sigmas`."""
-    if config.layout == "base":
-        first, first_end = Phase.LAYOUT, level_after(sigmas, sum(s > config.layout_until for s in sigmas[:-1]))
-    else:
-        first, first_end = Phase.GLOBAL, boundary(sigmas, config.global_until)
-    return Schedule(first_end, boundary(sigmas, config.fused_until), max(sigmas), first)
+def make_schedule(config: ResDiTConfig, sigmas: Sequence[float], middle: bool = False) -> Schedule:
+    """Turn the configuration's shares of steps into noise levels of the run's full list `sigmas`.
+
+    `middle`: whether the picture is one that has steps at half the size.
+    """
+    fused_end, top = boundary(sigmas, config.fused_until), max(sigmas)
+    if config.layout == "scaled":
+        return Schedule(boundary(sigmas, config.global_until), fused_end, top)
+
+    def end(level: float) -> float:
+        return level_after(sigmas, sum(sigma > level for sigma in sigmas[:-1]))
+
+    middle_end = end(config.middle_until) if middle else math.inf
+    return Schedule(end(config.layout_until), fused_end, top, Phase.LAYOUT, middle_end)
 
 
-def steps_per_phase(config: ResDiTConfig, steps: int, skipped: int = 0, mu: float = DEFAULT_SHIFT) -> dict[Phase, int]:
-    """How many of `steps` first-order steps, the first `skipped` left out, fall in each phase at the shift `mu`."""
-    schedule = make_schedule(config, sigmas := shifted_sigmas(steps, mu))
+def steps_per_phase(
+    config: ResDiTConfig, steps: int, skipped: int = 0, mu: float = DEFAULT_SHIFT, middle: bool = False
+) -> dict[Phase, int]:
+    """How many of `steps` first-order steps, the first `skipped` left out, fall in each phase at the shift `mu`.
+
+    `middle` is `make_schedule`'s.
+    """
+    schedule = make_schedule(config, sigmas := shifted_sigmas(steps, mu), middle)
     return schedule.steps(sigmas[skipped:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from .config import ResDiTConfig
 from .layout import Grid, Layout, layouts_in_turn
-from .layout_steps import BaseView, view_of
+from .layout_steps import View, view_of
 from .phases import Phase, Schedule, fault_in, make_schedule, usable_sigmas
 from .shift import shifted_sigmas
 
 logger = logging.getLogger("ResDiT")
-# Of the four sizes that a picture's tiles can have a view, and plans for two lengths of text (guidance) and layouts.
-KEPT = 20
+# Of the four sizes that a picture's tiles can have: views from the size and half of it, and for either plans for two
+# lengths of text (guidance) and layouts.
+KEPT = 44
 Made = TypeVar("Made")
 UNSUITABLE = "do not suit the model (try Euler with Simple)"
 ROUNDING = 0.25  # of a step, by which the host may have rounded a noise level up
@@ -39,6 +41,21 @@ def step_in_phase(schedule: Schedule, sigmas: Sequence[float], sigma: float) -> 
     phase = schedule.phase(sigma)
     mine = [i for i in range(len(sigmas) - 1) if schedule.phase(sigmas[i]) is phase]
     return (min(max(steps_before(sigmas, sigma) - mine[0], 0) + 1, len(mine)), len(mine)) if mine else (0, 0)
+
+
+@dataclass(frozen=True)
+class SmallerCall:
+    """The model's call in a layout or middle step.
+
+    Attributes:
+        layout: of its picture.
+        phase: of the method in it.
+        acts: whether the method has a part in it.
+    """
+
+    layout: Layout
+    phase: Phase
+    acts: bool
 
 
 class Run:
@@ -79,8 +96,9 @@ class Run:
         if fault := fault_in(values):
             self.say(f"the noise levels {fault}: this sampler and schedule type {UNSUITABLE}")
         start = min(skipped or 0, len(values) - 2)  # of a list that is shorter than it was to be
-        self.sigmas, self.schedule = values[start:], make_schedule(self.config, values)
-        self._begins = None if skipped is None else self.schedule.phase(self.sigmas[0])
+        self.sigmas = values[start:]
+        self._schedules = [make_schedule(self.config, values, middle) for middle in (False, True)]
+        self._begins = skipped is not None
 
     def say(self, message: str) -> None:
         """Tell the user, once per message."""
@@ -89,32 +107,43 @@ class Run:
             self._say(message)
 
     @torch.compiler.disable  # a compiled model would trace into the cache, and warn of it
-    def layout(self, grid: Grid, sigma: float = 1.0) -> Layout:
+    def layout(self, grid: Grid, sigma: float = 1.0, base: Grid | None = None) -> Layout:
         """The layout of `grid` under this run's configuration, in the step that a call at `sigma` belongs to."""
-        layouts = layouts_in_turn(grid, self.config)
+        layouts = layouts_in_turn(grid, self.config, base)
         return layouts[steps_before(self.sigmas, sigma) % len(layouts)]
 
-    def view(self, layout: Layout, latent: Tensor) -> BaseView:
-        """What the base grid sees of latents like this one."""
-        key = "view", layout.base, latent.shape[-2:], str(latent.device)
-        return self.cached(key, lambda: view_of(layout, latent))
+    def schedule(self, layout: Layout) -> Schedule:
+        """The phases of a picture's steps."""
+        return self._schedules[layout.middle is not None]
 
-    def begin_call(self, sigma: float) -> Phase:
+    def smaller(self, layout: Layout, phase: Phase, sigma: float) -> SmallerCall:
+        """The call that a layout or middle step of a picture makes in place of one on the whole."""
+        if phase is Phase.MIDDLE:
+            return SmallerCall(self.layout(layout.middle, sigma, layout.base), Phase.FUSED, True)
+        return SmallerCall(layout.at_base, Phase.GLOBAL, self.config.acts_at_base)
+
+    def view(self, grid: Grid, smaller: Grid, latent: Tensor) -> View:
+        """What a smaller grid sees of latents like this one, on `grid`."""
+        key = "view", smaller, latent.shape[-2:], str(latent.device)
+        return self.cached(key, lambda: view_of(grid, smaller, latent))
+
+    def begin_call(self, sigma: float, layout: Layout) -> Phase:
         """Count the model call at `sigma`, tell `on_step` of it, and return its phase.
 
         A value that no flow model has is clamped and reported.
         """
-        phase, expected, self._begins = self.schedule.phase(sigma), self._begins, None
-        if self.schedule.is_out_of_range(sigma):
-            self.say(f"noise level {sigma:g} is outside 0 to {self.schedule.top:g}; the nearest is used")
-        elif expected not in (None, phase):
+        schedule, begins, self._begins = self.schedule(layout), self._begins, False
+        phase, expected = schedule.phase(sigma), schedule.phase(self.sigmas[0])
+        if schedule.is_out_of_range(sigma):
+            self.say(f"noise level {sigma:g} is outside 0 to {schedule.top:g}; the nearest is used")
+        elif begins and phase is not expected:
             self.say(
                 f"the first step is at noise level {sigma:g}, in the {phase.value} phase, and not at "
                 f"{self.sigmas[0]:g}, in the {expected.value} phase: this sampler and schedule type {UNSUITABLE}"
             )
         self.calls[phase.value] += 1
         if self._on_step is not None:
-            self._on_step(phase.value, *step_in_phase(self.schedule, self.sigmas, sigma))
+            self._on_step(phase.value, *step_in_phase(schedule, self.sigmas, sigma))
         return phase
 
     def begin_base_call(self) -> bool:

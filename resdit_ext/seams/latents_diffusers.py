@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..method.in_attention import Attend
 from ..method.layout import Grid, Layout
-from ..method.layout_steps import BaseView, layout_prediction
-from ..method.phases import Phase
+from ..method.layout_steps import prediction_from
+from ..method.phases import SMALLER, Phase
 from ..method.run import Run
 from ..monkeypatch import intercepted
 from .places_diffusers import Call
@@ -148,24 +148,25 @@ class LatentProcessors:
         layout = run.layout(grid, sigma)
         if layout.is_base and not run.begin_base_call():
             return None
-        phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma)
+        phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma, layout)
 
         def out(given: Call) -> Tensor:
             sample = call(**given | {"return_dict": False})[0]
             return sample if isinstance(sample, Tensor) else torch.stack(list(sample)).squeeze(2)
 
-        if phase is not Phase.LAYOUT:
+        if phase not in SMALLER:
             with self.attention_at(transformer, run, layout, text, phase):
                 return out(given)
+        smaller = run.smaller(layout, phase, sigma)
 
-        def predict(latent: Tensor, level: float, view: BaseView) -> Tensor:  # noqa: ARG001
-            acts = run.config.acts_at_base
-            at_base = self.attention_at(transformer, run, layout.at_base, text, Phase.GLOBAL) if acts else nullcontext()
-            with at_base:
-                return -out(self.with_latents(given, latent, level))
+        def predict(seen: Tensor, level: float) -> Tensor:
+            place = self.attention_at(transformer, run, smaller.layout, text, smaller.phase)
+            with place if smaller.acts else nullcontext():
+                return -out(self.with_latents(given, seen, level))
 
         run.calls["model calls"] += 1
-        return -layout_prediction(predict, run.view(layout, latents), latents, sigma, velocity=True)
+        view = run.view(grid, smaller.layout.grid, latents)
+        return -prediction_from(predict, view, latents, sigma, velocity=True)
 
     def sample(self, transformer: nn.Module, run: Run, call: Callable, given: Call) -> Tensor | None:
         """What `prediction` makes of a call's pictures together, or of each alone where their texts differ in length.

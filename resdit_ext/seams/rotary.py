@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import Unsupported
 from ..method.layout import Grid, Layout
-from ..method.layout_steps import BaseView, ModelCall, layout_prediction
-from ..method.phases import Phase
+from ..method.layout_steps import ModelCall, prediction_from
+from ..method.phases import SMALLER, Phase
 from ..method.run import Run
 from .ways import MethodCall, RotatingAttention, Way
 
@@ -96,30 +96,32 @@ class RotaryAdapter:
         """The token grid of a latent (B, C, H, W) or (B, C, 1, H, W); an odd side is padded by the model."""
         return Grid(-(-latent.shape[-2] // self.patch), -(-latent.shape[-1] // self.patch))
 
-    def layout_step(self, run: Run, layout: Layout, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
-        """A call on the base grid; where later steps will be refused, which its attention tells, the model's own.
+    def smaller_step(
+        self, run: Run, layout: Layout, phase: Phase, call: ModelCall, latent: Tensor, text: int, sigma: float
+    ) -> Tensor:
+        """A call on a smaller grid; where later steps will be refused, which its attention tells, the model's own.
 
         A latent whose pixels are whole tokens is shrunk as the latent of 2x2 pixels a token that was packed in it.
         """
-        packed = self.patch == 1
+        packed, smaller = self.patch == 1, run.smaller(layout, phase, sigma)
         spread = F.pixel_shuffle(latent, PACKED) if packed else latent
+        view = run.view(layout.grid, smaller.layout.grid, spread)
 
-        def predict_at_base(latent: Tensor, level: float, view: BaseView) -> Tensor:
-            if not packed:
-                return call.predict_at_base(latent, level, view)
-            return F.pixel_shuffle(call.predict_at_base(F.pixel_unshuffle(latent, PACKED), level, view), PACKED)
+        def predict(seen: Tensor, level: float) -> Tensor:
+            prediction = call.smaller(view, level).predict(F.pixel_unshuffle(seen, PACKED) if packed else seen)
+            return F.pixel_shuffle(prediction, PACKED) if packed else prediction
 
         refused: list[str] = []
-        at_base = MethodCall(run, layout.at_base, Phase.GLOBAL, text, refused.append, run.config.acts_at_base)
-        with self.way.replaced(self.module, self.embedder, at_base):
-            prediction = layout_prediction(predict_at_base, run.view(layout, spread), spread, sigma, call.velocity)
+        method = MethodCall(run, smaller.layout, smaller.phase, text, refused.append, smaller.acts)
+        with self.way.replaced(self.module, self.embedder, method):
+            prediction = prediction_from(predict, view, spread, sigma, call.velocity)
         if not refused:
             return F.pixel_unshuffle(prediction, PACKED) if packed else prediction
         run.say(f"not active: {refused[0]}")
         return call.predict(latent)
 
     def call_with_resdit(self, run: Run, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
-        """One model call with the method in every block, or on the base grid; at or below its size the model's own.
+        """One model call with the method in every block, or on a smaller grid; at or below the base size its own.
 
         Unless RPE-2D's positions are on: then that call has them, as all attention to the whole has.
 
@@ -139,9 +141,9 @@ class RotaryAdapter:
         layout = run.layout(self.grid(latent), sigma)
         if layout.is_base and not run.begin_base_call():
             return call.predict(latent)
-        phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma)
-        if phase is Phase.LAYOUT:
-            return self.layout_step(run, layout, call, latent, text, sigma)
+        phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma, layout)
+        if phase in SMALLER:
+            return self.smaller_step(run, layout, phase, call, latent, text, sigma)
         method = MethodCall(run, layout, phase, text, lambda reason: run.say(f"not active: {reason}"))
         with self.way.replaced(self.module, self.embedder, method):
             return call.predict(latent)

@@ -22,9 +22,9 @@ from ..errors import Unsupported
 from ..method.around_calls import from_grid
 from ..method.config import ResDiTConfig
 from ..method.layout import Grid, Layout
-from ..method.layout_steps import BaseView, layout_prediction
-from ..method.phases import Phase
-from ..method.run import Run
+from ..method.layout_steps import View, prediction_from
+from ..method.phases import SMALLER, Phase
+from ..method.run import Run, SmallerCall
 from ..monkeypatch import intercepted
 from .masks_diffusers import KeyMask, OuterMask
 from .places_diffusers import Call, GivenIds, Places
@@ -143,42 +143,62 @@ class RotaryProcessors:
         text = given["encoder_hidden_states"].shape[1]
         return self.places.sequence(given, rotation, layout.grid, text), layout
 
-    def at_base(
-        self, given: Call, layout: Layout, config: ResDiTConfig, latent: Tensor, level: float, view: BaseView
+    def at_smaller(
+        self, given: Call, grid: Grid, smaller: Layout, config: ResDiTConfig, latent: Tensor, level: float, view: View
     ) -> Call:
-        """The arguments of a call on the base grid, for a latent (B, C, 2h, 2w) there and its noise level.
+        """The arguments of a call on a smaller grid, for a latent (B, C, 2h, 2w) there and its noise level.
 
-        What is given per token (conditions beside the latent, control, a mask) is brought to the base size.
+        What is given per token (conditions beside the latent, control, a mask) is brought to that size.
         """
-        tokens, grid, base = to_tokens(latent), layout.grid, layout.base
+        tokens = to_tokens(latent)
         hidden, references = given["hidden_states"].tensor_split((grid.tokens,), 1)
         if (given_too := hidden[..., tokens.shape[-1] :]).shape[-1]:
             tokens = torch.cat((tokens, to_tokens(view.shrink(to_latent(given_too, grid)))), -1)
-        mine = self.places.at(given, layout.at_base, config) | {
+        mine = self.places.at(given, smaller, config) | {
             "hidden_states": torch.cat((tokens, references), 1),
             "timestep": torch.full_like(given["timestep"], level),
         }
         for name in CONTROL:
             if given.get(name) is not None:
-                mine[name] = control_on(given[name], grid, base)
+                mine[name] = control_on(given[name], grid, smaller.grid)
         mask = self.mask(given)
-        return mine if mask is None else self.with_mask(mine, mask[..., : mask.shape[-1] - grid.tokens + base.tokens])
+        if mask is None:
+            return mine
+        return self.with_mask(mine, mask[..., : mask.shape[-1] - grid.tokens + smaller.grid.tokens])
 
-    def predict_at_base(
-        self, call: Callable, given: Call, layout: Layout, channels: int, run: Run, sigma: float
+    def predict_from_smaller(
+        self,
+        call: Callable[..., Tensor],
+        given: Call,
+        grid: Grid,
+        smaller: SmallerCall,
+        channels: int,
+        run: Run,
+        sigma: float,
     ) -> Tensor:
-        """A layout step: what a call on the base grid makes of picture and references, as the velocity (B, L, C)."""
-        of_references: list[Tensor] = []
+        """What a call on a smaller grid makes of picture and references, as the velocity (B, L, C).
 
-        def predict(latent: Tensor, level: float, view: BaseView) -> Tensor:
-            at_base = self.at_base(given, layout, run.config, latent, level, view)
-            picture, others = call(**at_base | {"return_dict": False})[0].tensor_split((layout.base.tokens,), 1)
+        Args:
+            call: the transformer, with the method in it if it has a part there, (arguments) -> its tokens.
+            given: the arguments at the full size.
+            grid: the full size's.
+            smaller: what is called.
+            channels: of the picture among those of a token.
+            run: the generation's parameters and plans.
+            sigma: the noise level at the full size.
+        """
+        of_references: list[Tensor] = []
+        latent, seen_on = to_latent(given["hidden_states"][:, : grid.tokens, :channels], grid), smaller.layout.grid
+        view = run.view(grid, seen_on, latent)
+
+        def predict(seen: Tensor, level: float) -> Tensor:
+            mine = self.at_smaller(given, grid, smaller.layout, run.config, seen, level, view)
+            picture, others = call(mine).tensor_split((seen_on.tokens,), 1)
             of_references.append(others)
-            return to_latent(picture, layout.base)
+            return to_latent(picture, seen_on)
 
         run.calls["model calls"] += 1
-        latent = to_latent(given["hidden_states"][:, : layout.grid.tokens, :channels], layout.grid)
-        picture = to_tokens(layout_prediction(predict, run.view(layout, latent), latent, sigma, velocity=True))
+        picture = to_tokens(prediction_from(predict, view, latent, sigma, velocity=True))
         return torch.cat((picture, *of_references), 1)
 
     def on_ranks(self, given: Call, ranks: Ranks) -> Call:
@@ -230,13 +250,26 @@ class RotaryProcessors:
                     raise Unsupported("several devices cannot make one picture with a mask over this model's text yet")
                 check_call(run, given, sigma, ranks.group)
                 ranks.check_lengths(transformer.config.num_attention_heads, text, layout)
-            layout, phase = run.layout(layout.grid, sigma), run.begin_call(sigma)
-            if phase is Phase.LAYOUT:
-                sample = self.predict_at_base(call, given, layout, self.channels(transformer), run, sigma)
-                if not given.get("return_dict", True):
-                    return (sample,)
-                return getattr(sys.modules[type(transformer).__module__], self.output)(sample=sample)
-            with self.attention_at(transformer, run, layout, sequence, phase, read, ranks):
-                return call(**(self.with_mask(given, None) if self.enlarges else given))
+            layout = run.layout(layout.grid, sigma)
+            phase = run.begin_call(sigma, layout)
+
+            def by_method(given: Call, layout: Layout, phase: Phase) -> object:
+                with self.attention_at(transformer, run, layout, sequence, phase, read, ranks):
+                    return call(**(self.with_mask(given, None) if self.enlarges else given))
+
+            if phase not in SMALLER:
+                return by_method(given, layout, phase)
+            smaller = run.smaller(layout, phase, sigma)
+
+            def call_smaller(given: Call) -> Tensor:
+                given = {**given, "return_dict": False}
+                # On the base grid positions are all of the method that there can be, and the arguments have them.
+                return (call(**given) if smaller.layout.is_base else by_method(given, smaller.layout, smaller.phase))[0]
+
+            channels = self.channels(transformer)
+            sample = self.predict_from_smaller(call_smaller, given, layout.grid, smaller, channels, run, sigma)
+            if not given.get("return_dict", True):
+                return (sample,)
+            return getattr(sys.modules[type(transformer).__module__], self.output)(sample=sample)
 
         return around

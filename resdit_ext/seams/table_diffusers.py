@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from ..control.added import control_on
 from ..errors import Unsupported
 from ..method.around_calls import call_by_patches
 from ..method.layout import Grid
-from ..method.layout_steps import BaseView, ModelCall
+from ..method.layout_steps import ModelCall, View
 from ..method.position_table import PositionTable
 from ..method.run import Run
 from ..monkeypatch import intercepted
@@ -93,40 +93,44 @@ def around_calls(transformer: object, run: Run) -> Callable:
 
     def around(whole_call: Callable, *args: object, **kwargs: object) -> object:
         given, ranks = dict(zip(names, args, strict=False)) | kwargs, ranks_sharing(transformer)
-        control, options = given.get(CONTROL), given.get("joint_attention_kwargs")
+        options = given.get("joint_attention_kwargs")
 
         def call(**given: object) -> object:
             return whole_call(**(given if ranks is None else ranks.parts_of(given, (CONTROL,))))
 
-        def predict(latent: Tensor, tokens: Tensor | None = None, **changed: object) -> Tensor:
-            mine = given | {"hidden_states": latent, "return_dict": False} | changed
-            if control is not None and tokens is not None:
-                mine[CONTROL] = (
-                    control.on_patch(latent, tokens)
-                    if isinstance(control, OnPatches)
-                    else [residual[:, tokens] for residual in control]
-                )
-            if options is not None:
-                mine["joint_attention_kwargs"] = dict(options)  # a call takes the IP-Adapter's images out of it
-            return call(**mine)[0]
+        def at(grid: Grid, given: Mapping[str, object]) -> ModelCall:
+            control = given.get(CONTROL)
 
-        def predict_at_base(latent: Tensor, level: float, _: BaseView) -> Tensor:
-            changed = {"timestep": torch.full_like(given["timestep"], TIMESTEPS * level)}
-            if control is not None:
-                grids = (Grid(x.shape[-2] // 2, x.shape[-1] // 2) for x in (given["hidden_states"], latent))
-                changed[CONTROL] = control_on(control, *grids)
-            return predict(latent, **changed)
+            def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
+                mine = {**given, "hidden_states": latent, "return_dict": False}
+                if control is not None and tokens is not None:
+                    mine[CONTROL] = (
+                        control.on_patch(latent, tokens)
+                        if isinstance(control, OnPatches)
+                        else [residual[:, tokens] for residual in control]
+                    )
+                if options is not None:
+                    mine["joint_attention_kwargs"] = dict(options)  # a call takes the IP-Adapter's images out of it
+                return call(**mine)[0]
+
+            def smaller(view: View, level: float) -> ModelCall:
+                theirs = {**given, "timestep": torch.full_like(given["timestep"], TIMESTEPS * level)}
+                if control is not None:
+                    theirs[CONTROL] = control_on(control, grid, view.grid)
+                return at(view.grid, theirs)
+
+            return ModelCall(predict, smaller, velocity=True)
 
         latent, text = given["hidden_states"], given["encoder_hidden_states"].shape[1]
-        sigma = float(given["timestep"].max()) / TIMESTEPS
+        sigma, grid = float(given["timestep"].max()) / TIMESTEPS, Grid(latent.shape[-2] // 2, latent.shape[-1] // 2)
         if ranks is not None:
-            layout = run.layout(Grid(latent.shape[-2] // 2, latent.shape[-1] // 2))
+            layout = run.layout(grid)
             if not layout.is_base:
                 check_call(run, given, sigma, ranks.group)
                 ranks.check_lengths(transformer.config.num_attention_heads, text, layout)
         sample = call_by_patches(
             run,
-            ModelCall(predict, predict_at_base, velocity=True),
+            at(grid, given),
             latent,
             text,
             sigma,

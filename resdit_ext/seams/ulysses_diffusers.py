@@ -60,7 +60,10 @@ class Ranks:
     def check_lengths(self, heads: int, text: int, layout: Layout) -> None:
         """Raise Unsupported where the ranks cannot share what the calls for a layout have, in parts as they must be."""
         lengths = {"heads": heads, "text tokens": text, "image tokens": layout.grid.tokens}
-        for name, length in {**lengths, "image tokens at the base size": layout.base.tokens}.items():
+        lengths["image tokens at the base size"] = layout.base.tokens
+        if layout.middle is not None:
+            lengths["image tokens at half the size"] = layout.middle.tokens
+        for name, length in lengths.items():
             what = f"{length} {name}"
             if length < self.count:
                 raise Unsupported(f"{what} are too few for {self.count} processes: use fewer")

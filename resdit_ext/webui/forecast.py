@@ -165,7 +165,10 @@ def forecast(
     if max(layout.scales) > MEASURED_SCALE:
         warnings.append("not tested beyond 4x")
     mu = shift_in(request.values["shift"], family.shift, layout, config.base_tokens)
-    phases = {Phase.GLOBAL: run} if layout.is_base else steps_per_phase(config, steps, skipped, mu)
+    if layout.is_base:
+        phases = {Phase.GLOBAL: run}
+    else:
+        phases = steps_per_phase(config, steps, skipped, mu, layout.middle is not None)
     return Forecast(
         width,
         height,

@@ -9,7 +9,7 @@ from ..errors import Unsupported
 from ..hosts import host_of, progress, recognised_model
 from ..hosts.loras import loras_of_pass
 from ..hosts.protocol import ActiveMethod
-from ..method.layout import Grid, make_layout
+from ..method.layout import Grid, Layout, make_layout
 from ..method.phases import Phase
 from ..method.run import UNSUITABLE, Run
 from . import infotext, levels, settings, xyz
@@ -113,7 +113,7 @@ def sigmas_of_pass(p: object) -> object | None:
     return levels.sigmas_of(p, steps_of(p, in_hires(p)).listed, shift_of_pass(p))
 
 
-def tell_what_is_new(p: object, generation: Generation, run: Run, chosen: Positions, at_base: bool) -> None:
+def tell_what_is_new(p: object, generation: Generation, run: Run, chosen: Positions, layout: Layout) -> None:
     """Say what of this pass is other than was told: its positions, and with its noise levels the steps by phase."""
     told = generation.told
     if chosen.told != told.positions:
@@ -121,8 +121,8 @@ def tell_what_is_new(p: object, generation: Generation, run: Run, chosen: Positi
     for warning in chosen.warnings:
         if warning not in told.warnings:
             run.say(warning)
-    found = {phase.value: n for phase, n in run.schedule.steps(run.sigmas).items() if n}
-    if in_hires(p) == (told.which == HIRES_PASS) and found != told.phases and not at_base:
+    found = {phase.value: n for phase, n in run.schedule(layout).steps(run.sigmas).items() if n}
+    if in_hires(p) == (told.which == HIRES_PASS) and found != told.phases and not layout.is_base:
         run.say(f"with this sampler and schedule type: {listed(found)}")
 
 
@@ -152,7 +152,7 @@ def before_sampling(p: object, *_: object, **kwargs: object) -> None:
             levels.shift_levels(p.sampler, shift)
         if hasattr(p.sampler, "get_timesteps"):
             run.say(f"the sampler's timesteps are made for older models: they {UNSUITABLE}")
-        tell_what_is_new(p, generation, run, chosen, layout.is_base)
+        tell_what_is_new(p, generation, run, chosen, layout)
         generation.runs.append(run)
         generation.sampler = weakref.ref(p.sampler)
     host_of(p).attach(p, model, run)

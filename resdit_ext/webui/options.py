@@ -225,6 +225,14 @@ OPTIONS = (
         place=MAIN,
         key="ResDiT compare",
     ),
+    _parameter(
+        "middle_until",
+        "ResDiT middle until",
+        "Middle until",
+        "Above 3x: the steps after those at the base size are at half the size until this noise level; 1: none",
+        step=0.01,
+        older=(("0.4.0", 1.0),),
+    ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 DEFAULTS = {option.name: option.default for option in OPTIONS}

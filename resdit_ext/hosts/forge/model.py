@@ -13,7 +13,7 @@ from torch import Tensor
 from ...control.added import LazyResiduals, control_on
 from ...families import RecognisedModel
 from ...method.layout import Grid
-from ...method.layout_steps import BaseView, ModelCall
+from ...method.layout_steps import ModelCall, View
 from ...method.run import Run
 from ...monkeypatch import is_ours, replacing
 from .chain import chain
@@ -43,18 +43,18 @@ def for_patch(c: dict, patch: Tensor, tokens: Tensor) -> dict:
     control = c.get("control")
     if control is None:
         return c
-    if isinstance(control, LazyResiduals):
+    if isinstance(control, LazyResiduals) and control.on_patch is not None:
         return c | {"control": control.on_patch(patch, tokens)}
     return c | {"control": [None if residual is None else residual[:, tokens] for residual in control]}
 
 
-def for_base(c: dict, view: BaseView, grid: Grid, base: Grid) -> dict:
-    """The arguments of a model call on the base grid: what is given per latent pixel or token, at its size."""
+def for_smaller(c: dict, view: View, grid: Grid) -> dict:
+    """The arguments of a model call on the view's grid in place of `grid`: what is given per latent pixel or token."""
     c = dict(c)
     if isinstance(c.get("c_concat"), Tensor):  # the picture and mask that Fill, Depth and Canny are given
         c["c_concat"] = view.shrink(c["c_concat"])
     if c.get("control") is not None:
-        c["control"] = control_on(c["control"], grid, base)
+        c["control"] = control_on(c["control"], grid, view.grid)
     return c
 
 
@@ -72,14 +72,16 @@ def attach(unet: object, model: RecognisedModel, run: Run) -> object:
     clone = unet.clone()
 
     def call(apply_model: Callable[..., Tensor], x: Tensor, t: Tensor, **c: object) -> Tensor:
-        def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
-            return apply_model(latent, t, **(c if tokens is None else for_patch(c, latent, tokens)))
+        def at(grid: Grid, t: Tensor, c: dict) -> ModelCall:
+            def predict(latent: Tensor, tokens: Tensor | None = None) -> Tensor:
+                return apply_model(latent, t, **(c if tokens is None else for_patch(c, latent, tokens)))
 
-        def predict_at_base(latent: Tensor, level: float, view: BaseView) -> Tensor:
-            grids = model.adapter.grid(x), model.adapter.grid(latent)
-            return apply_model(latent, torch.full_like(t, level), **for_base(c, view, *grids))
+            def smaller(view: View, level: float) -> ModelCall:
+                return at(view.grid, torch.full_like(t, level), for_smaller(c, view, grid))
 
-        ours = ModelCall(predict, predict_at_base)
+            return ModelCall(predict, smaller)
+
+        ours = at(model.adapter.grid(x), t, c)
         return model.adapter.call_with_resdit(run, ours, x, c["c_crossattn"].shape[1], float(t.max()))
 
     chain(clone, call, ATTACHED)

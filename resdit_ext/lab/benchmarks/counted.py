@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ...method.phases import Phase
+from ...method.phases import SMALLER, Phase
 from . import flux
 from .counters import Peak, by_kind, flop_counter
 from .table import Row
@@ -48,7 +48,7 @@ def operations(call: Callable[[], object], phase: Phase, linear: int) -> tuple[i
     What the method adds around attention (low-pass, means) counts as attention's.
     """
     attention, others = flops(call)
-    return (attention if phase is Phase.LAYOUT else attention + others - linear), attention + others
+    return (attention if phase in SMALLER else attention + others - linear), attention + others
 
 
 def rows() -> list[Row]:

@@ -113,17 +113,21 @@ def calls(transformer: FluxTransformer2DModel, config: ResDiTConfig | None, pixe
     layouts = layouts_in_turn(Grid(side, side), config)
     sequence = TokenSequence.text_first(Rotation.of(transformer.pos_embed), TEXT)
     small = inputs(layouts[0].base.width * PIXELS_PER_TOKEN, device)
+    middle = layouts[0].middle
+    at_half = None if middle is None else inputs(middle.width * PIXELS_PER_TOKEN, device)
 
-    def call(phase: Phase, layout: Layout) -> None:
-        if phase is Phase.LAYOUT:
-            transformer(**small)
-            return
+    def by_method(data: dict[str, Tensor], phase: Phase, layout: Layout) -> None:
         with RotaryProcessors().attention_at(transformer, run, layout, sequence, phase, ranks=ranks_of(transformer)):
             transformer(**data)
 
-    return [
-        (n / len(layouts), phase, partial(call, phase, layout))
-        for phase, n in steps_per_phase(config, STEPS).items()
-        for layout in layouts
-        if n
-    ]
+    def works(phase: Phase) -> list[Callable[[], object]]:
+        if phase is Phase.LAYOUT:
+            return [lambda: transformer(**small)]
+        if phase is Phase.MIDDLE:
+            halves = layouts_in_turn(middle, config, layouts[0].base)
+            return [partial(by_method, at_half, Phase.FUSED, layout) for layout in halves]
+        return [partial(by_method, data, phase, layout) for layout in layouts]
+
+    phases = steps_per_phase(config, STEPS, middle=middle is not None)
+    made = {phase: works(phase) for phase, n in phases.items() if n}
+    return [(phases[phase] / len(these), phase, work) for phase, these in made.items() for work in these]
