@@ -15,12 +15,13 @@ from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.phases import Phase, make_schedule, steps_per_phase
 from resdit_ext.method.run import Run
 from resdit_ext.method.shift import shifted_sigmas
-from tests import reference, test_diffusers, test_diffusers_sd3
+from tests import reference, test_diffusers, test_diffusers_sd3, test_latents_diffusers, test_qwen
 from tests.settings import scaled
 from tests.test_forge_adapter import attached, latent, spied_calls, unet  # noqa: F401 (a fixture)
 from tests.test_layout_steps import latents, tokens_of
 
 model, sd3 = test_diffusers.model, test_diffusers_sd3.model
+of_latents, of_sides = test_latents_diffusers.model, test_qwen.model
 CONFIG = ResDiTConfig(base_tokens=16, borders="fixed")
 FUSED = replace(CONFIG, layout_until=1.0, middle_until=1.0)
 SIGMA = 0.75  # between `layout_until` and `middle_until`
@@ -126,6 +127,43 @@ def test_of_sd3_in_diffusers(sd3, size):
     assert np.abs(got - expected).max() < 5e-5 * np.abs(expected).max()
     patches = len(Run(CONFIG).smaller(make_layout(Grid(*size), CONFIG), Phase.MIDDLE, SIGMA).layout.patches)
     assert made.calls == {"middle": 1, "model calls": patches + 1}
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_of_what_is_given_latents_in_diffusers(of_latents, size):
+    """Whose tokens may be padded to a multiple, of another number at half the size."""
+    x, half = torch.randn(1, 4, *(2 * side for side in size)), half_of(size)
+    apply_resdit(of_latents, FUSED)
+
+    def fused(seen, level):  # what such a model predicts is minus the velocity
+        seen = torch.from_numpy(np.ascontiguousarray(seen)).float()
+        return (seen + level * test_latents_diffusers.run(of_latents, *half, level, (5,), seen)).double().numpy()
+
+    clean = reference.layout_estimate(x.double().numpy(), SIGMA, half, fused)
+    remove_resdit(of_latents)
+    made = apply_resdit(of_latents, CONFIG)
+    got = test_latents_diffusers.run(of_latents, *size, SIGMA, (5,), x).double().numpy()
+    expected = (clean - x.double().numpy()) / SIGMA
+    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max() and made.calls["middle"] == 1
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_of_what_is_given_sides_in_diffusers(of_sides, size):
+    """Qwen-Image, with masks over its text, which stands behind the picture."""
+    half, picture = half_of(size), torch.randn(2, math.prod(size), 64)
+    apply_resdit(of_sides, FUSED)
+
+    def fused(seen, level):
+        v = test_qwen.run(of_sides, *half, level, batch=2, picture=tokens_of(seen))
+        return seen - level * latents(v, half)
+
+    x = latents(picture, size)
+    expected = tokens_of((x - reference.layout_estimate(x, SIGMA, half, fused)) / SIGMA)
+    remove_resdit(of_sides)
+    made = apply_resdit(of_sides, CONFIG)
+    got = test_qwen.run(of_sides, *size, SIGMA, batch=2, picture=picture)
+    torch.testing.assert_close(got, expected, atol=3e-5, rtol=1e-4)
+    assert made.calls["middle"] == 1
 
 
 @pytest.mark.parametrize("size", [(32, 32), (27, 31)])

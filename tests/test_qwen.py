@@ -29,11 +29,12 @@ def model():
 
 
 @torch.inference_mode()
-def run(model, height, width, sigma=0.9, batch=1, masked=True, shapes=()):
+def run(model, height, width, sigma=0.9, batch=1, masked=True, shapes=(), picture=None):
     generator = torch.Generator().manual_seed(3)
     tokens = height * width + sum(rows * columns for _, rows, columns in shapes)
+    noise = torch.randn(batch, tokens, 64, generator=generator)
     return model(
-        hidden_states=torch.randn(batch, tokens, 64, generator=generator),
+        hidden_states=noise if picture is None else picture,
         encoder_hidden_states=torch.randn(batch, TEXT, 12, generator=generator),
         encoder_hidden_states_mask=MASKS[:batch] if masked else None,
         timestep=torch.full((batch,), sigma),

@@ -91,14 +91,19 @@ def at_the_base_size_is_bit_identical(bench: Bench, kind: str) -> str:
 
 @of_every_kind
 def runs_above_the_base_size(bench: Bench, kind: str) -> str:
-    """Every phase; square, oblong and odd sizes; batch 2; CFG 1 and 4; layout steps."""
+    """Every phase; square, oblong and odd sizes; batch 2; CFG 1 and 4; steps at the base size and at half the size."""
     plain_unet, differences = bench.of_kind(kind), []
     runs = [(TRIPLE, 1, 1.0, phase, CONFIG) for phase in PHASES]
     runs += [((32, 64), 1, 4.0, "fused", CONFIG), (ODD, 2, 4.0, "fused", CONFIG), (ODD[::-1], 1, 1.0, "local", CONFIG)]
-    runs += [(ODD, 2, 4.0, "layout", BALANCED), (ODD, 1, 1.0, "fused", BALANCED)]
+    runs += [
+        (ODD, 2, 4.0, "layout", BALANCED),
+        (ODD, 1, 1.0, "fused", BALANCED),
+        ((56, 51), 2, 4.0, "middle", BALANCED),
+    ]
     for size, batch, cfg, phase, config in runs:
         x, (unet, run), sigma = latent(bench, kind, size, batch), attached(bench, kind, config), PHASES.get(phase, 0.99)
-        sigma = 0.5 if config is BALANCED and phase == "fused" else sigma
+        if config is BALANCED:
+            sigma = {"layout": 0.99, "middle": 0.75, "fused": 0.5}[phase]
         plain = velocity(bench, kind, plain_unet, x, sigma, cfg)
         got, what = velocity(bench, kind, unet, x, sigma, cfg), f"{size}, batch {batch}, CFG {cfg:g}, {phase}"
         assert got.isfinite().all() and got.shape == x.shape, what

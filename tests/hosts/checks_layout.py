@@ -1,4 +1,4 @@
-"""Checks of steps on the base grid inside the hosts' own models: FLUX, Chroma and SD3."""
+"""Checks of steps at the base size and at half the size inside the hosts' own models: FLUX, Chroma and SD3."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ from tests.hosts.checks_sd3 import sd3_of
 
 BALANCED = replace(CONFIG, layout="base", speed="fast", borders="moving", fused_until=1.0)
 SIGMA = 0.9  # above `layout_until`
+MIDDLE = 0.75  # above `middle_until`
+FIXED = replace(BALANCED, borders="fixed")
+FUSED = replace(FIXED, layout_until=1.0, middle_until=1.0)
+LARGE = [((56, 56), 1, 1.0), ((52, 76), 2, 4.0)]  # more than three times the base size; half of it has the same patch
 RUNS = [(TRIPLE, 1, 1.0), ((32, 64), 1, 4.0), ((48, 32), 2, 4.0)]
 ODD = [((31, 45), 2, 1.0)]  # a latent of FLUX's kin may have odd sides
 
@@ -38,6 +42,34 @@ def error_of(
     expected = reference.layout_estimate(x.double().numpy(), SIGMA, (base.height, base.width), plain)
     same(run.calls["layout"], 1, f"{size}: calls")
     return small(kit.error(got, torch.from_numpy(expected)), 1e-5, f"{size}, batch {batch}, CFG {cfg:g}: error")
+
+
+def middle_error_of(
+    unet: object, size: tuple[int, int], batch: int, cfg: float, denoise: Callable[..., Tensor], **given: object
+) -> str:
+    """How far a middle step is from the reference around the host's own call, with the method, at half the size."""
+    x, run, half = kit.latent(*size, batch), Run(FIXED), attach(unet, Run(FUSED))
+    grid = identify(unet.model.diffusion_model).adapter.grid(x)
+    got = denoise(attach(unet, run), x, MIDDLE, cfg, **given)
+
+    def fused(seen: object, level: float) -> object:
+        return denoise(half, torch.from_numpy(seen).float(), float(level), cfg, **given).double().numpy()
+
+    sides = (-(-grid.height // 2), -(-grid.width // 2))
+    same(base_grid(Grid(*sides), 64), base_grid(grid, 64), "base grid at half the size")
+    expected = reference.layout_estimate(x.double().numpy(), MIDDLE, sides, fused)
+    same(run.calls["middle"], 1, f"{size}: calls")
+    return small(kit.error(got, torch.from_numpy(expected)), 1e-5, f"{size}, batch {batch}, CFG {cfg:g}: error")
+
+
+@check
+def a_middle_step_is_a_fused_call_at_half_the_size(bench: Bench) -> str:
+    return ", ".join(middle_error_of(bench.unet, *run, kit.denoise) for run in LARGE)
+
+
+@check
+def sd3_takes_middle_steps(bench: Bench) -> str:
+    return ", ".join(middle_error_of(sd3_of(bench), *run, kit.denoise) for run in LARGE)
 
 
 @check

@@ -31,14 +31,14 @@ def keep_their_places(bench: Bench, model: str) -> str:
     kind = "" if model == "kontext" else model
     unet = bench.of_kind(kind) if kind else bench.unet
     texts = [kit.text_of(bench.host, kind, 1, seed) if kind else None for seed in (1, 2)]
-    x, found = kit.latent_of(bench.host, kind, *SIZE), []
+    x, large, found = *(kit.latent_of(bench.host, kind, *size) for size in (SIZE, (56, 51))), []
 
-    def velocity(unet: object, sigma: float) -> Tensor:
+    def velocity(unet: object, sigma: float, x: Tensor = x) -> Tensor:
         return (x - kit.predictions(unet, x, sigma, 1.0, *texts)[0]) / sigma
 
-    def made(config: ResDiTConfig, sigma: float) -> tuple[Tensor, Run]:
+    def made(config: ResDiTConfig, sigma: float, x: Tensor = x) -> tuple[Tensor, Run]:
         run = Run(config)
-        return velocity(attach(unet, run), sigma), run
+        return velocity(attach(unet, run), sigma, x), run
 
     ids = kit.ids_of_others(kind, kit.TEXT, 0, AT_BASE)
     for first, (height, width) in zip(firsts, REFERENCES, strict=True):
@@ -57,6 +57,9 @@ def keep_their_places(bench: Bench, model: str) -> str:
         step, run = made(BALANCED, 0.99)
         big(kit.error(step, velocity(unet, 0.99)), 1e-3, "layout step: difference from plain")
         same(dict(run.calls), {"layout": 1, "blocks": run.calls["blocks"]}, "calls")
+        _, run = made(BALANCED, 0.75, large)
+        same(run.calls["middle"], 1, "calls at half the size")
+        big(kit.error(made(BALANCED, 0.75, large)[0], velocity(unet, 0.75, large)), 1e-3, "middle step: difference")
     return ", ".join(found)
 
 
