@@ -30,12 +30,12 @@ def model():
 
 @torch.inference_mode()
 def run(model, height, width, sigma=0.9, batch=1, masked=True, shapes=(), picture=None):
-    generator = torch.Generator().manual_seed(3)
+    of_text, of_noise = (torch.Generator().manual_seed(seed) for seed in (3, 4))
     tokens = height * width + sum(rows * columns for _, rows, columns in shapes)
-    noise = torch.randn(batch, tokens, 64, generator=generator)
+    noise = torch.randn(batch, tokens, 64, generator=of_noise)
     return model(
         hidden_states=noise if picture is None else picture,
-        encoder_hidden_states=torch.randn(batch, TEXT, 12, generator=generator),
+        encoder_hidden_states=torch.randn(batch, TEXT, 12, generator=of_text),
         encoder_hidden_states_mask=MASKS[:batch] if masked else None,
         timestep=torch.full((batch,), sigma),
         img_shapes=[[(1, height, width), *shapes]] * batch,
