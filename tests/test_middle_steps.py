@@ -24,6 +24,7 @@ model, sd3 = test_diffusers.model, test_diffusers_sd3.model
 of_latents, of_sides = test_latents_diffusers.model, test_qwen.model
 CONFIG = ResDiTConfig(base_tokens=16, borders="fixed")
 FUSED = replace(CONFIG, layout_until=1.0, middle_until=1.0)
+LEVELS = shifted_sigmas(35)
 SIGMA = 0.75  # between `layout_until` and `middle_until`
 SIZES = [(16, 16), (14, 18), (13, 19), (11, 27)]
 
@@ -59,6 +60,19 @@ def test_they_end_at_their_noise_level(mu):
 @pytest.mark.parametrize("config", [replace(BALANCED, middle_until=1.0), replace(BALANCED, middle_until=0.8), PAPER])
 def test_none_where_none_are_asked_for(config):
     assert steps_per_phase(config, 35, middle=True) == steps_per_phase(config, 35)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8, 9, 12, 20, 35])
+@pytest.mark.parametrize("until", [0.0, 0.7])
+@pytest.mark.parametrize("mu", [0, 1.15])
+def test_the_last_eight_steps_are_at_the_full_size(steps, until, mu):
+    sigmas = shifted_sigmas(steps, mu)
+    phases = make_schedule(replace(BALANCED, middle_until=until), sigmas, middle=True).steps(sigmas)
+    without = steps_per_phase(BALANCED, steps, mu=mu)
+    assert phases[Phase.LAYOUT] == without[Phase.LAYOUT] and sum(phases.values()) == steps
+    assert phases[Phase.FUSED] >= min(8, without[Phase.FUSED])
+    if until == 0:
+        assert phases[Phase.MIDDLE] == max(0, without[Phase.FUSED] - 8)
 
 
 def test_a_run_knows_which_of_its_pictures_have_them():
@@ -170,14 +184,14 @@ def test_of_what_is_given_sides_in_diffusers(of_sides, size):
 def test_in_a_webui(unet, monkeypatch, size):  # noqa: F811
     seen = spied_calls(unet, monkeypatch)
     x, half = latent(*size, batch=2), half_of(-(-side // 2) for side in size)
-    fused = attached(unet, FUSED)[0]
+    fused = attached(unet, FUSED, LEVELS)[0]
 
     def denoise(small, level):
         return fused.sample(torch.from_numpy(small).float(), level).double().numpy()
 
     expected = reference.layout_estimate(x.double().numpy(), SIGMA, half, denoise)
     seen.clear()
-    patched, run, said = attached(unet, CONFIG)
+    patched, run, said = attached(unet, CONFIG, LEVELS)
     got = patched.sample(x, SIGMA)
     assert np.abs(got.double().numpy() - expected).max() < 1e-4
     assert [tuple(call.shape[-2:]) for call in seen] == [tuple(2 * side for side in half)]

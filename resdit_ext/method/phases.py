@@ -16,6 +16,7 @@ from enum import Enum
 from .config import ResDiTConfig
 from .shift import DEFAULT_SHIFT, shifted_sigmas
 
+AT_FULL_SIZE = 8  # steps that no middle step takes: of fewer it takes the texture (docs/experiments.md)
 LOWEST_START = 0.7  # the hosts' "DDIM" schedule type starts at .75 in two steps; lists for other models at .26 or 9999
 
 
@@ -115,11 +116,15 @@ def make_schedule(config: ResDiTConfig, sigmas: Sequence[float], middle: bool = 
     if config.layout == "scaled":
         return Schedule(boundary(sigmas, config.global_until), fused_end, top)
 
-    def end(level: float) -> float:
-        return level_after(sigmas, sum(sigma > level for sigma in sigmas[:-1]))
+    def steps_above(level: float) -> int:
+        return sum(sigma > level for sigma in sigmas[:-1])
 
-    middle_end = end(config.middle_until) if middle else math.inf
-    return Schedule(end(config.layout_until), fused_end, top, Phase.LAYOUT, middle_end)
+    layout_steps, middle_steps = steps_above(config.layout_until), 0
+    if middle:
+        at_most = max(layout_steps, len(sigmas) - 1 - AT_FULL_SIZE)
+        middle_steps = min(steps_above(config.middle_until), at_most)
+    layout_end, middle_end = (level_after(sigmas, steps) for steps in (layout_steps, middle_steps))
+    return Schedule(layout_end, fused_end, top, Phase.LAYOUT, middle_end)
 
 
 def steps_per_phase(
