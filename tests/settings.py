@@ -27,7 +27,7 @@ def range_in(path: Path) -> int | None:
 
 
 def with_one_block(monkeypatch: object) -> None:
-    """Make new micro models of one block of each kind: Muon's bfloat16 takes seconds a step on most CPUs."""
+    """Make new micro models of one block of each kind: whole ones take seconds a step."""
     from resdit_ext.lab import model  # which needs diffusers
 
     monkeypatch.setitem(model.FLUX_CONFIG, "num_layers", 1)

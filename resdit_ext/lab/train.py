@@ -18,6 +18,7 @@ from ..errors import ResDiTError
 from ..method.layout import Grid
 from .control import CONTROLS, hint_of
 from .model import MODELS, load_weights, pictures_to_tokens, save_weights, tokenize
+from .muon import has_fast_bfloat16, muon_for_this_cpu
 from .photographs import TEXTURES
 from .pixels import PIXELS_PER_TOKEN
 from .randomized import RPE2D, AnyPositions, Crop, draw, render_crop
@@ -98,9 +99,8 @@ def make_optimizers(model: nn.Module, rate: float, fine_tune: bool = False) -> l
 def flow_loss(model: nn.Module, tokens: Tensor, noise: Tensor, sigma: Tensor, *given: object) -> Tensor:
     """Mean squared error of the velocity `noise - x0` at `x = (1 - sigma) x0 + sigma noise`."""
     mix = sigma[:, None, None]
-    fast_bfloat16 = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")  # there it is ten times slower
     # At 288 tokens the plain product's backward is faster on a CPU than the fused kernel's.
-    with torch.autocast("cpu", torch.bfloat16, fast_bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with torch.autocast("cpu", torch.bfloat16, has_fast_bfloat16()), sdpa_kernel(SDPBackend.MATH):
         velocity = model((1 - mix) * tokens + mix * noise, sigma, *given)
     return (velocity.float() - (noise - tokens)).square().mean()
 
@@ -138,6 +138,7 @@ def load_state(path: Path, model: nn.Module, average: dict, optimizers: list) ->
     return step
 
 
+@muon_for_this_cpu()
 def train(out: Path, config: TrainConfig) -> float:
     """Train, resuming from `out`'s .state file if there is one; returns the mean loss of the last 100 steps.
 
