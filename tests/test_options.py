@@ -262,7 +262,7 @@ def test_presets_fill_only_what_they_mean():
             "3x3 patches of 1440x720, steps: 10 global, 10 fused, 15 local of 35",
         ),
         ({}, (1024, 1024), False, "1024x1024 is not above the base size"),
-        ({}, (5120, 5120), True, "not tested beyond 4x"),
+        ({}, (6400, 6400), True, "not tested beyond 6x"),
         ({"enabled": False}, (3072, 3072), False, "switched off"),
     ],
 )

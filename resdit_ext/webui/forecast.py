@@ -16,7 +16,7 @@ from .options import DEFAULTS, WEBUI_SHIFT, Request
 from .positions import chosen_positions
 from .sizes import PIXELS_PER_TOKEN, grid_of
 
-MEASURED_SCALE = 4.05  # the lab went to 4x
+MEASURED_SCALE = 6.05  # the lab went to 6x
 
 
 def listed(phases: Mapping[str, int]) -> str:
@@ -163,7 +163,7 @@ def forecast(
     if wants_speed and not (pools and pooled_phases(layout, config)):
         warnings.append("speed has no effect " + ("below 2x" if pools else f"on {family.name}"))
     if max(layout.scales) > MEASURED_SCALE:
-        warnings.append("not tested beyond 4x")
+        warnings.append("not tested beyond 6x")
     mu = shift_in(request.values["shift"], family.shift, layout, config.base_tokens)
     if layout.is_base:
         phases = {Phase.GLOBAL: run}

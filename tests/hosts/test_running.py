@@ -31,6 +31,16 @@ def test_on_and_off_in_turn(ui):
     assert ui.make(resdit=THRICE).equals(made) and ui.make().equals(small)
 
 
+def test_four_times_the_base_size_has_steps_at_half_of_it(ui):
+    """And none after they are switched off."""
+    four, small = THRICE | dict(width=4 * BASE, height=4 * BASE), ui.make()
+    made, off = (ui.make(resdit=given, steps=20) for given in (four, four | dict(middle_until=1)))
+    assert made.picture.shape == (4 * BASE, 4 * BASE, 3) and made.differs(off)
+    assert " middle, " in made.said and " middle, " not in off.said
+    assert "ResDiT middle until: 1" in off.parameters and "middle until" not in made.parameters
+    assert ui.make(resdit=four, steps=20).equals(made) and ui.make().equals(small)
+
+
 def test_compare_adds_the_same_seeds_picture_at_the_base_size(ui):
     usual, small = ui.make(resdit=THRICE), ui.make()
     large, own = ui.make(resdit=THRICE | dict(compare=True)).pictures
