@@ -25,6 +25,7 @@ from resdit_ext.lab.model import (
     tokens_to_pictures,
     weights_of,
 )
+from resdit_ext.lab.randomized import RPE2D
 from resdit_ext.lab.sampling import sample
 from resdit_ext.lab.scenes import SHAPES, Scene, object_mask, parse_prompt, random_scene, render
 from resdit_ext.lab.train import TrainConfig, train
@@ -164,6 +165,14 @@ def test_training_resumes_exactly(tmp_path, monkeypatch, name):
     whole, parts = (load_file(tmp_path / f"{part}.safetensors") for part in ("whole", "parts"))
     assert whole.keys() == MODELS[name]().state_dict().keys()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_pictures_of_twice_the_size_have_four_times_the_tokens():
+    """Of the same scenes, whose textures keep their size in pixels."""
+    usual, large = (train_module.make_batch(TrainConfig(1, batch=2, scale=scale), 0) for scale in (1, 2))
+    assert large[0].shape == (2, 4 * usual[0].shape[1], 48) and large[4] == 2 * usual[4]
+    assert torch.equal(large[3], usual[3])  # their prompts
+    assert TrainConfig(1, "sd3", scale=2, positions=RPE2D(native_share=0)).scale == 2
 
 
 def test_a_fine_tune_begins_with_the_weights_that_it_is_given(tmp_path):

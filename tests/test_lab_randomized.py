@@ -127,6 +127,9 @@ def fails_at_the_fourth(flow_loss):
     [
         (lambda: RPE2D(maximal=31), "range is 31; it must be a whole number from 32 to 4096"),
         (lambda: RPE2D(native_share=1.5), "native_share is 1.5"),
+        (lambda: TrainConfig(1, scale=5), "scale is 5; it must be a whole number from 1 to 4"),
+        (lambda: TrainConfig(1, "sd3", scale=2), "scale is 2; sd3 has positions of its own for 48 tokens a side"),
+        (lambda: TrainConfig(1, "sd3", scale=2, positions=RPE2D()), "scale is 2; sd3 has positions of its own for 48"),
         (lambda: TrainConfig(1, "flux-depth", positions=RPE2D()), "model is 'flux-depth'; RPE-2D is for flux and sd3"),
     ],
 )

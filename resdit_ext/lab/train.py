@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import trange
 
 from ..errors import ResDiTError
+from ..method.config import check_number
 from ..method.layout import Grid
 from .control import CONTROLS, hint_of
 from .model import MODELS, load_weights, pictures_to_tokens, save_weights, tokenize
@@ -47,8 +48,14 @@ class TrainConfig:
     start: Path | None = None  # weights to go on from: a fine-tune
     textures: str = "drawn"
     positions: RPE2D | None = None  # the model's own by default
+    scale: int = 1  # of the pictures: their sides over those of the usual training
 
     def __post_init__(self) -> None:
+        check_number("scale", self.scale, 1, 4, whole=True)
+        most = getattr(TRAINABLE[self.model], "largest_side", None)
+        own = self.positions is None or self.positions.native_share > 0
+        if own and most and self.scale * max(map(max, BUCKETS)) > most:
+            raise ResDiTError(f"scale is {self.scale}; {self.model} has positions of its own for {most} tokens a side")
         if self.positions and self.model in CONTROLS:
             raise ResDiTError(f"model is {self.model!r}; RPE-2D is for {' and '.join(MODELS)}, not for control nets")
 
@@ -64,7 +71,8 @@ def make_batch(config: TrainConfig, step: int) -> tuple:
     Of the seed and the step alone; all but RPE-2D's draws is the same with it and without.
     """
     rng = np.random.default_rng((config.seed, step))
-    height, width = SQUARE if rng.random() < SQUARE_SHARE else BUCKETS[rng.integers(len(BUCKETS))]
+    bucket = SQUARE if rng.random() < SQUARE_SHARE else BUCKETS[rng.integers(len(BUCKETS))]
+    height, width = (config.scale * side for side in bucket)
     controlled = config.model in CONTROLS
     room = WIDE_ROOM if controlled else LONG_FRAME_ROOM if is_long(height, width) else ROOM
     scenes = [random_scene(rng, room=room) for _ in range(config.batch)]
