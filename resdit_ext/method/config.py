@@ -57,8 +57,8 @@ class ResDiTConfig:
     A run has three phases. The first makes the layout: with `layout` "base" in calls at the base size, down to the
     noise level `layout_until`, and then, for large pictures, at half their size down to `middle_until`; with "scaled",
     the paper's way, by the global branch alone, up to `global_until`, a share of the run's steps (1 leaves scaled
-    positions alone). Then both branches are fused up to `fused_until`, and
-    after that share of the steps the local one is alone (1 leaves no such phase).
+    positions alone). Then both branches are fused up to `fused_until`, and after that share of the steps the local one
+    is alone (1 leaves no such phase).
 
     Attributes:
         global_until: share of the steps with the global branch alone; no effect with `layout` "base".
