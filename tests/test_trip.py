@@ -72,6 +72,6 @@ def test_a_model_is_identified_once_a_generation_and_each_layout_made_once_a_siz
     monkeypatch.setattr(layout, "base_grid", lambda *given: found.append("layout") or base_grid(*given))
     identify = families.identify
     monkeypatch.setattr("resdit_ext.hosts.identify", lambda model: found.append("model") or identify(model))
-    layout.make_layout.cache_clear()
+    layout._lay_out.cache_clear()
     generate(model())
     assert found.count("model") == 1 and found.count("layout") == 2  # whose borders move

@@ -102,12 +102,16 @@ class Layout:
         return tuple(product(self.rows, self.cols))
 
 
-@lru_cache(maxsize=16)
 def make_layout(grid: Grid, config: ResDiTConfig, more: int = 0, base: Grid | None = None) -> Layout:
     """Lay out `grid` as the configuration asks, with `more` patches along each axis that has several.
 
-    Made once for a size, as every model call asks for it. `base` is given where it is another grid's as well.
+    `base` is given where it is another grid's as well.
     """
+    return _lay_out(grid, config, more, base)
+
+
+@lru_cache(maxsize=16)  # as every model call asks for it
+def _lay_out(grid: Grid, config: ResDiTConfig, more: int, base: Grid | None) -> Layout:
     base = base or base_grid(grid, config.base_tokens, config.base_shape)
     return Layout(
         grid=grid,
