@@ -232,6 +232,7 @@ OPTIONS = (
         "Above 3x: the steps after those at the base size are at half the size until this noise level; 1: none",
         step=0.01,
         older=(("0.4.0", 1.0),),
+        place=METHOD,
     ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}
