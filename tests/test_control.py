@@ -115,6 +115,15 @@ def test_what_adds_nothing_says_so():
         LazyResiduals([part()], 2, grid, torch.float32)[2]
 
 
+def test_on_another_grid_a_patch_has_the_wholes():
+    grid, half, tokens = Grid(6, 8), Grid(3, 4), torch.tensor([5, 0, 11])
+    for whole in (LazyResiduals([part()], 2, grid, torch.float32, 0), LazyResiduals([], 2, grid, torch.float32, 0)):
+        smaller = whole.on(half)
+        patch = smaller.on_patch(torch.zeros(1, 1, 1, 1), tokens)
+        for at_half, mine in zip(smaller, patch, strict=True):
+            assert torch.equal(mine, at_half[:, tokens]) if whole.parts else (at_half, mine) == (0, 0)
+
+
 def test_the_models_type_is_kept():
     assert LazyResiduals([part()], 2, Grid(3, 4), torch.bfloat16)[0].dtype == torch.bfloat16
 

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from torch._dynamo.testing import CompileCounter
 from resdit_ext import ResDiTConfig, Unsupported
 from resdit_ext.control.added import LazyResiduals, UnitShare
 from resdit_ext.families import identify
-from resdit_ext.hosts.forge import model
+from resdit_ext.hosts.forge import control_support, model
+from resdit_ext.hosts.forge.control_support import with_control_support
 from resdit_ext.method.layout import Grid
 from resdit_ext.method.layout_steps import View
 from resdit_ext.method.run import Run
+from resdit_ext.monkeypatch import swapped
 from resdit_ext.seams import sequence as family_module
 from resdit_ext.seams.ways import why_not
 from tests import fakes, reference
@@ -314,3 +317,21 @@ def test_what_is_given_per_pixel_and_token_is_brought_to_the_base_grid():
     assert second is None and got["y"] == "kept" and c["c_concat"] is flat
     torch.testing.assert_close(got["control"]["output"][0], torch.ones(1, 16, 7))  # 2 x .5
     assert model.for_smaller({"y": 1}, view, grid) == {"y": 1}
+
+
+@pytest.mark.parametrize("order", ["control, method", "method, control", "control, method, method"])
+def test_control_is_added_to_the_call_that_is_made(unet, order):
+    """Whichever of the two was attached first: in a layout step the blocks have as few tokens as the control."""
+    seen, control = [], {kind: [torch.ones(1, 144, 1)] for kind in ("input", "output")}
+    attaching = {"control": with_control_support, "method": lambda unet: attached(unet, LAYOUT)[0]}
+    for what in order.split(", "):
+        unet = attaching[what](unet)
+
+    @contextmanager
+    def adding(_, control, __):
+        seen.append(control["input"][0].shape[1])
+        yield
+
+    with swapped(control_support, adding=adding):
+        unet.sample(latent(24, 24), 0.95, control=control)
+    assert seen == [16]

@@ -126,6 +126,7 @@ class LazyResiduals(Sequence):
         dtype: the model's.
         nothing: stands for no addition.
         on_patch: (latent, tokens) -> the same for a call of the model on a patch, whose tokens have these indices.
+        tokens: indices of those that are wanted of the grid's; None for all.
     """
 
     def __init__(
@@ -136,14 +137,19 @@ class LazyResiduals(Sequence):
         dtype: torch.dtype,
         nothing: object = None,
         on_patch: Callable[[Tensor, Tensor], LazyResiduals] | None = None,
+        tokens: Tensor | None = None,
     ) -> None:
         self.parts, self.blocks, self.grid, self.dtype = tuple(parts), blocks, grid, dtype
-        self.nothing, self.on_patch = nothing, on_patch
+        self.nothing, self.on_patch, self.tokens = nothing, on_patch or self.cut, tokens
 
     def on(self, grid: Grid) -> LazyResiduals:
-        """The same on another grid of the whole picture."""
+        """The same on another grid of the whole picture, and on its patches what the whole has there."""
         parts = [part.on(self.grid, grid) for part in self.parts]
         return LazyResiduals(parts, self.blocks, grid, self.dtype, self.nothing)
+
+    def cut(self, _: Tensor, tokens: Tensor) -> LazyResiduals:
+        """The same for a patch with these tokens."""
+        return LazyResiduals(self.parts, self.blocks, self.grid, self.dtype, self.nothing, tokens=tokens)
 
     def __len__(self) -> int:
         return self.blocks
@@ -156,4 +162,6 @@ class LazyResiduals(Sequence):
             share = part.after(block, self.blocks, self.grid)
             if share is not None:
                 total = share if total is None else total + share
-        return self.nothing if total is None else total.to(self.dtype)
+        if total is None:
+            return self.nothing
+        return (total if self.tokens is None else total[:, self.tokens]).to(self.dtype)

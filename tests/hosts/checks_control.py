@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from resdit_ext import ResDiTConfig
 from resdit_ext.control import recognise
 from resdit_ext.control.call import Call
 from resdit_ext.control.nets import build
@@ -23,11 +24,13 @@ from resdit_ext.method.run import Run
 from tests.attaching import attach
 from tests.hosts import kit
 from tests.hosts.bench import BASE, CONFIG, TRIPLE, Bench, Skipped, big, check, same, small
+from tests.hosts.checks_layout import BALANCED, MIDDLE
 
 FORMATS = [family.control for family in families() if family.control is not None]
 
 CONTROL = "control"
 SIGMA = 0.8
+LARGE = (56, 56)  # more than three times the base size
 
 
 def handed_nets(bench: Bench) -> dict[str, dict[str, Tensor]]:
@@ -224,16 +227,23 @@ def control_reaches_sd3(bench: Bench) -> str:
 
 
 def check_with_the_method(bench: Bench, family: str) -> str:
-    """At three times the base size with ResDiT control acts, masks and ranges hold, and nothing stays behind."""
+    """Above the base size, also in a step at half the size, control acts, and nothing stays behind."""
+    effects = (effect_of(bench, family, *given) for given in ((TRIPLE, CONFIG, SIGMA), (LARGE, BALANCED, MIDDLE)))
+    return "effect {:.2g}, at half the size {:.2g}".format(*effects)
+
+
+def effect_of(bench: Bench, family: str, size: tuple[int, int], config: ResDiTConfig, sigma: float) -> float:
+    """How much control changes a call with ResDiT, in which masks and ranges hold."""
     unet, nets = base_and_nets(bench, family)
-    x, run = kit.latent(*TRIPLE), Run(CONFIG)
+    x, run = kit.latent(*size), Run(config)
 
     def velocity(**attributes: object) -> Tensor:
-        p = Generation(unet, CONFIG)
+        p = Generation(unet, config)
         p.add(nets[0], x, **attributes)
-        return kit.velocity(attach(p.unet, Run(CONFIG)), x, SIGMA)
+        return kit.velocity(attach(p.unet, Run(config)), x, sigma)
 
-    plain = kit.velocity(attach(unet, run), x, SIGMA)
+    plain = kit.velocity(attach(unet, run), x, sigma)
+    same(bool(run.calls["middle"]), size is LARGE, "a call at half the size")
     effect = kit.error(velocity(), plain)
     big(effect, 1e-3, "effect")
     for name, attributes in {
@@ -245,8 +255,8 @@ def check_with_the_method(bench: Bench, family: str) -> str:
     weighting = {"input": [0.5] * 12, "middle": [0.5], "output": [0.5] * 12}
     half = velocity(positive_advanced_weighting=weighting, negative_advanced_weighting=weighting)
     small(kit.error(half, velocity(strength=0.5)), 1e-5, "half along the depth")
-    assert torch.equal(kit.velocity(attach(unet, Run(CONFIG)), x, SIGMA), plain), "something was left behind"
-    return f"effect {effect:.2g}"
+    assert torch.equal(kit.velocity(attach(unet, Run(config)), x, sigma), plain), "something was left behind"
+    return effect
 
 
 @check

@@ -15,8 +15,9 @@ from ...families import RecognisedModel
 from ...method.layout import Grid
 from ...method.layout_steps import ModelCall, View
 from ...method.run import Run
-from ...monkeypatch import is_ours, replacing
-from .chain import chain
+from ...monkeypatch import is_ours, replacing, without_ours
+from .chain import WRAPPER, chain
+from .control_support import ADDS, with_control_support
 
 MEMORY = "memory_peak_estimation_modifier"
 ATTACHED = "resdit_attached"  # clones have it too, another model's unet does not
@@ -43,7 +44,7 @@ def for_patch(c: dict, patch: Tensor, tokens: Tensor) -> dict:
     control = c.get("control")
     if control is None:
         return c
-    if isinstance(control, LazyResiduals) and control.on_patch is not None:
+    if isinstance(control, LazyResiduals):
         return c | {"control": control.on_patch(patch, tokens)}
     return c | {"control": [None if residual is None else residual[:, tokens] for residual in control]}
 
@@ -70,6 +71,10 @@ def attach(unet: object, model: RecognisedModel, run: Run) -> object:
         run: the generation's parameters and plans.
     """
     clone = unet.clone()
+    # What adds control to the blocks is to be inside ours, so that it has the control of the call that is made.
+    adds = is_ours(clone.model_options.get(WRAPPER), ADDS)
+    if adds:
+        clone.model_options[WRAPPER] = without_ours(clone.model_options[WRAPPER], ADDS)
 
     def call(apply_model: Callable[..., Tensor], x: Tensor, t: Tensor, **c: object) -> Tensor:
         def at(grid: Grid, t: Tensor, c: dict) -> ModelCall:
@@ -89,4 +94,4 @@ def attach(unet: object, model: RecognisedModel, run: Run) -> object:
     theirs = clone.model_options.get(MEMORY)
     if hasattr(clone, "set_memory_peak_estimation_modifier") and (theirs is None or is_ours(theirs, MEMORY)):
         clone.set_memory_peak_estimation_modifier(peak_memory(clone.model.computation_dtype, model, run))
-    return clone
+    return with_control_support(clone) if adds else clone
