@@ -160,10 +160,10 @@ def furnish(host, data):
 def started(host, model, data, *flags):
     """A WebUI whose own folder is `data`, whose model is the tiny `model` and whose API is on; `flags` come last.
 
-    The folder is furnished where it is empty.
+    The folder is furnished where it has no extensions.
     """
     folder, python = place_of(host)
-    if not any(data.iterdir()):
+    if not (data / "extensions").exists():
         furnish(host, data)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
