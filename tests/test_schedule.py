@@ -29,11 +29,6 @@ def phases(config, sigmas):
     return [schedule.phase(sigma) for sigma in sigmas[:-1]]
 
 
-def counted(steps):
-    """The phases that have steps."""
-    return {phase: n for phase, n in steps.items() if n}
-
-
 def test_the_papers_10_10_15():
     expected = [Phase.GLOBAL] * 10 + [Phase.FUSED] * 10 + [Phase.LOCAL] * 15
     assert phases(PAPER, shifted_sigmas(35)) == expected
