@@ -10,9 +10,8 @@ from torch import nn
 from resdit_ext import Unsupported, apply_resdit, remove_resdit
 from resdit_ext.families import identify
 from resdit_ext.method.run import Run
-from resdit_ext.seams import sequence
 from resdit_ext.seams.masks_diffusers import OuterMask
-from tests import fakes, fakes_inline, reference
+from tests import attentions, fakes, fakes_inline
 from tests.attaching import attach
 from tests.fakes import CHANNELS
 from tests.settings import scaled
@@ -134,27 +133,12 @@ class TestDiffusers:
     @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
     @pytest.mark.parametrize("size", [(12, 12), (6, 14)])
     def test_each_attention_is_the_methods(self, monkeypatch, phase, sigma, size):
-        model, seen, original = transformer(), {}, sequence.resdit_attention
-
-        def spy(*given):
-            seen.setdefault("call", (*given, original(*given)))
-            return seen["call"][-1]
-
-        monkeypatch.setattr(sequence, "resdit_attention", spy)
+        model, calls = transformer(), attentions.recorded(monkeypatch)
         apply_resdit(model, CONFIG)
         run(model, *size, sigma)
-        q, k, v, plan, at, _, out = seen["call"]
-        assert at.value == phase
-        expected = reference.resdit(
-            *(x[0].double().numpy() for x in (q, k, v)),
-            *(TEXT, size, (plan.layout.base.height, plan.layout.base.width), phase),
-            axes_dim=AXES,
-            theta=10000,
-            scale=np.log(TEXT + size[0] * size[1]) / np.log(TEXT + plan.layout.base.tokens),
-            cutoff=0.1,
-            sigma=0.25,
-        )
-        assert np.abs(out[0].double().numpy() - expected).max() < 1e-5
+        assert calls
+        for call in calls:
+            attentions.check(call, TEXT, size, phase, axes_dim=AXES, theta=10000)
 
     @pytest.mark.parametrize("speed", ["exact", "fastest"])
     @pytest.mark.parametrize("sigma", PHASES.values(), ids=PHASES)

@@ -1,6 +1,5 @@
 """Krea 2 in diffusers: its class, tiny, whose text is masked and whose keys' heads are shared."""
 
-import numpy as np
 import pytest
 import torch
 from diffusers import Krea2Transformer2DModel
@@ -9,8 +8,7 @@ from resdit_ext import ResDiTConfig, apply_resdit, remove_resdit
 from resdit_ext.families import families
 from resdit_ext.method.config import BALANCED
 from resdit_ext.method.phases import Phase, steps_per_phase
-from resdit_ext.seams import sequence
-from tests import reference
+from tests import attentions
 from tests.settings import scaled
 from tests.test_diffusers import AXES, TEXT, ids
 
@@ -76,25 +74,12 @@ def test_native_positions_in_one_global_branch_are_the_plain_model(model, masked
 @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
 @pytest.mark.parametrize("size", [(12, 12), (6, 14)])
 def test_each_attention_is_the_methods(model, monkeypatch, phase, sigma, size):
-    calls, original = [], sequence.resdit_attention
-    monkeypatch.setattr(
-        sequence, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
-    )
+    calls = attentions.recorded(monkeypatch)
     apply_resdit(model, CONFIG)
     run(model, *size, sigma, masked=False)
     assert len(calls) == 2
-    for q, k, v, plan, at, _, out in calls:
-        assert at.value == phase
-        expected = reference.resdit(
-            *(x[0].double().numpy() for x in (q, k, v)),
-            *(TEXT, size, (plan.layout.base.height, plan.layout.base.width), phase),
-            axes_dim=AXES,
-            theta=1000,
-            scale=np.log(TEXT + size[0] * size[1]) / np.log(TEXT + plan.layout.base.tokens),
-            cutoff=0.1,
-            sigma=0.25,
-        )
-        assert np.abs(out[0].double().numpy() - expected).max() < 1e-5
+    for call in calls:
+        attentions.check(call, TEXT, size, phase, axes_dim=AXES, theta=1000)
 
 
 def test_a_layout_step_with_masks_is_one_call_at_the_base_size(model):

@@ -1,13 +1,11 @@
 """Qwen-Image in diffusers: its class, tiny, whose places count from the picture's middle and whose text is masked."""
 
-import numpy as np
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 
 from resdit_ext import ResDiTConfig, Unsupported, apply_resdit, remove_resdit
-from resdit_ext.seams import sequence
-from tests import reference
+from tests import attentions
 from tests.settings import scaled
 
 AXES, TEXT = (4, 6, 6), 5
@@ -64,28 +62,14 @@ def test_native_positions_in_one_global_branch_are_the_plain_model(model, masked
 @pytest.mark.parametrize("size", [(12, 12), (6, 13)])
 def test_each_attention_is_the_methods(model, monkeypatch, phase, sigma, size):
     """Text and picture stand as at the base size, however large the picture is."""
-    calls, original = [], sequence.resdit_attention
-    monkeypatch.setattr(
-        sequence, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
-    )
+    calls = attentions.recorded(monkeypatch)
     apply_resdit(model, CONFIG)
     run(model, *size, sigma, masked=False)
     assert len(calls) == 2
-    for q, k, v, plan, at, _, out in calls:
-        assert at.value == phase
-        h, w = plan.layout.base.height, plan.layout.base.width
-        expected = reference.resdit(
-            *(x[0].double().numpy() for x in (q, k, v)),
-            *(TEXT, size, (h, w), phase),
-            axes_dim=AXES,
-            theta=10000,
-            scale=np.log(TEXT + size[0] * size[1]) / np.log(TEXT + h * w),
-            cutoff=0.1,
-            sigma=0.25,
-            others=[(max(h, w) // 2 + i,) * 3 for i in range(TEXT)],
-            first=(0, h // 2 - h, w // 2 - w),
-        )
-        assert np.abs(out[0].double().numpy() - expected).max() < 1e-5
+    for call in calls:
+        h, w = call.plan.layout.base.height, call.plan.layout.base.width
+        text, first = [(max(h, w) // 2 + i,) * 3 for i in range(TEXT)], (0, h // 2 - h, w // 2 - w)
+        attentions.check(call, TEXT, size, phase, axes_dim=AXES, theta=10000, others=text, first=first)
 
 
 def test_a_layout_step_with_masks_is_one_call_at_the_base_size(model):

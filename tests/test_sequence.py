@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,9 +11,8 @@ from resdit_ext.method.layout import Grid
 from resdit_ext.method.positions import grid_positions
 from resdit_ext.method.rotary import rotate
 from resdit_ext.method.run import Run
-from resdit_ext.seams import sequence
 from resdit_ext.seams.sequence import Arrangement, Rotation, TokenSequence
-from tests import fakes, fakes_next, reference
+from tests import attentions, fakes, fakes_next
 from tests.attaching import attach
 from tests.fakes import AXES, CHANNELS
 from tests.settings import scaled
@@ -50,27 +48,13 @@ class TestAModelOfThisKind:
     @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
     @pytest.mark.parametrize("size", [(24, 24), (15, 21)])
     def test_each_attention_is_the_methods(self, monkeypatch, phase, sigma, size):
-        calls, original = [], sequence.resdit_attention
-        monkeypatch.setattr(
-            sequence, "resdit_attention", lambda *given: calls.append((*given, out := original(*given))) or out
-        )
+        calls = attentions.recorded(monkeypatch)
         attach(fakes.FakePatcher(fakes_next.made()), Run(CONFIG)).sample(latent(*size), sigma)
         grid = tuple(math.ceil(n / 2) for n in size)
         pads, text = [(0, 0, 0)] * (-math.prod(grid) % 32), [(i + 1, 0, 0) for i in range(TEXT)]
-        for (q, k, v, plan, at, _, out), others in zip(calls, (pads, text + pads, text + pads), strict=True):
-            count, base = len(others), plan.layout.base
-            expected = reference.resdit(
-                *(x[0].double().numpy() for x in (q, k, v)),
-                *(count, grid, (base.height, base.width), phase),
-                axes_dim=AXES,
-                theta=10000,
-                scale=np.log(count + math.prod(grid)) / np.log(count + base.tokens),
-                cutoff=0.1,
-                sigma=0.25,
-                others=others,
-                first=(TEXT + 1, 0, 0),
-            )
-            assert at.value == phase and np.abs(out[0].double().numpy() - expected).max() < 1e-5
+        for call, others in zip(calls, (pads, text + pads, text + pads), strict=True):
+            places = dict(axes_dim=AXES, theta=10000, others=others, first=(TEXT + 1, 0, 0))
+            attentions.check(call, len(others), grid, phase, **places)
 
     def test_a_mask_is_refused_and_the_picture_made_as_if_off(self):
         model, said = fakes_next.made(), []

@@ -31,7 +31,7 @@ from .sequence import Rotation, TokenSequence, attend_by_method, divided
 from .ulysses_diffusers import refuse_ranks
 
 PATCH = 2  # latent pixels a side of a token
-ONE_DEVICE = "ResDiT cannot share the tokens of this model among devices yet: use one device"
+ONE_DEVICE = "several devices cannot make one picture with this model yet: use one device"
 Kernels = Mapping[str, Callable[[object], object]]  # by name in the processor's module: its own -> ours
 Method = Callable[[Tensor, Tensor, Tensor, Attend], Tensor]  # of q, k, v (B, heads, L, D) and the kernel
 
