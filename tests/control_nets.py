@@ -9,7 +9,7 @@ from diffusers import FluxControlNetModel, SD3ControlNetModel
 from torch import Tensor, nn
 
 from resdit_ext.families import families
-from tests.hosts.kit import bfl_weights
+from tests.hosts.bfl import bfl_weights
 
 FORMATS = [family.control for family in families() if family.control is not None]
 FLUX = dict(
@@ -55,7 +55,7 @@ KINDS = {
     "sd3.5 8b": (SD3ControlNetModel, SD3 | STABILITY),
 }
 
-# For the models of tests/hosts/kit.py.
+# For the models of tests/hosts/models.py.
 FITTING = {
     "flux fitting": (FluxControlNetModel, FLUX | {"in_channels": 64}),
     "sd3 fitting": (SD3ControlNetModel, SD3 | {"in_channels": 16, "out_channels": 16, "qk_norm": "rms_norm"}),

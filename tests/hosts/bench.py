@@ -18,7 +18,7 @@ from resdit_ext.monkeypatch import swapped
 from resdit_ext.seams import sequence
 from tests import reference
 from tests.attaching import attach
-from tests.hosts import kit
+from tests.hosts import kinds, kit, models
 from tests.settings import scaled
 
 CHECKS: dict[str, Callable[[Bench], str]] = {}
@@ -110,22 +110,22 @@ class Bench:
     @cached_property
     def unet(self) -> object:
         """A tiny float32 FLUX in the host's patcher; checks leave it as they found it."""
-        return kit.build_unet(self.host, kit.build_flux(self.host))
+        return kit.build_unet(self.host, models.build_flux(self.host))
 
     @cached_property
     def sd3(self) -> object:
         """A tiny float32 SD3.5-medium in the host's patcher; checks leave it as they found it."""
-        return kit.build_unet(self.host, kit.build_sd3(self.host), predictor=kit.discrete_flow())
+        return kit.build_unet(self.host, models.build_sd3(self.host), predictor=kit.discrete_flow())
 
     @cached_property
     def chroma(self) -> object:
         """A tiny float32 Chroma in the host's patcher; checks leave it as they found it."""
-        return kit.build_unet(self.host, kit.build_chroma(self.host))
+        return kit.build_unet(self.host, models.build_chroma(self.host))
 
     def of_kind(self, kind: str) -> object:
-        """A tiny float32 model of `kit.KINDS` in the host's patcher; checks leave it as they found it."""
+        """A tiny float32 model of `kinds.KINDS` in the host's patcher; checks leave it as they found it."""
         if kind not in self._kinds:
-            self._kinds[kind] = kit.build_unet(self.host, kit.build(self.host, kind))
+            self._kinds[kind] = kit.build_unet(self.host, kinds.build(self.host, kind))
         return self._kinds[kind]
 
     @property

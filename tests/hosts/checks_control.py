@@ -22,7 +22,7 @@ from resdit_ext.hosts.protocol import ControlServices
 from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.run import Run
 from tests.attaching import attach
-from tests.hosts import kit
+from tests.hosts import kit, models
 from tests.hosts.bench import BASE, CONFIG, TRIPLE, Bench, Skipped, big, check, same, small
 from tests.hosts.checks_layout import BALANCED, MIDDLE
 
@@ -343,7 +343,7 @@ def control_in_bfloat16(bench: Bench) -> str:
             _, nets = base_and_nets(bench, family)
         except Skipped:
             continue
-        model = kit.build_flux(bench.host) if family == "flux" else kit.build_sd3(bench.host)
+        model = models.build_flux(bench.host) if family == "flux" else models.build_sd3(bench.host)
         predictor = None if family == "flux" else kit.discrete_flow()
         unet, x = kit.build_unet(bench.host, model, torch.bfloat16, predictor), kit.latent(*TRIPLE)
         p = Generation(unet, CONFIG)

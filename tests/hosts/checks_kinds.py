@@ -13,7 +13,7 @@ from resdit_ext import ResDiTConfig
 from resdit_ext.families import identify
 from resdit_ext.method.run import Run
 from tests.attaching import attach
-from tests.hosts import kit
+from tests.hosts import kinds, kit
 from tests.hosts.bench import (
     BASE,
     CHECKS,
@@ -47,7 +47,7 @@ def of_every_kind(function: Callable[[Bench, str], str]) -> Callable[[Bench, str
     """Register a check of each kind: it returns what it measured, or raises."""
 
     def checked(bench: Bench, kind: str) -> str:
-        if bench.host not in kit.KINDS[kind][0]:
+        if bench.host not in kinds.KINDS[kind][0]:
             raise Skipped(f"{bench.host} has no {NAMES[kind]}")
         return function(bench, kind)
 
@@ -57,13 +57,13 @@ def of_every_kind(function: Callable[[Bench, str], str]) -> Callable[[Bench, str
 
 def velocity(bench: Bench, kind: str, unet: object, x: Tensor, sigma: float, cfg: float = 1.0) -> Tensor:
     """What the network said, by the host's own sampling function."""
-    cond, uncond = (kit.text_of(bench.host, kind, len(x), seed) for seed in (1, 2))
+    cond, uncond = (kinds.text_of(bench.host, kind, len(x), seed) for seed in (1, 2))
     return (x - kit.predictions(unet, x, sigma, cfg, cond, uncond)[0]) / sigma
 
 
 def latent(bench: Bench, kind: str, size: tuple[int, int], batch: int = 1) -> Tensor:
     """Noise of this size."""
-    return kit.latent_of(bench.host, kind, *size, batch)
+    return kinds.latent_of(bench.host, kind, *size, batch)
 
 
 def attached(bench: Bench, kind: str, config: ResDiTConfig = CONFIG) -> tuple[object, Run]:
@@ -147,10 +147,10 @@ def every_attention_is_the_methods(bench: Bench, kind: str) -> str:
             velocity(bench, kind, attached(bench, kind)[0], latent(bench, kind, size), PHASES[phase])
         grid, base = grids[size]
         model = bench.of_kind(kind).model.diffusion_model
-        embedder = kit.embedder_of(model)
+        embedder = kinds.embedder_of(model)
         for index in (0, -1):
-            text, pads = calls[index][0].shape[2] - grid[0] * grid[1], -grid[0] * grid[1] % kit.MULTIPLE[kind]
-            ids = kit.ids_of_others(kind, text - pads, pads, base)
+            text, pads = calls[index][0].shape[2] - grid[0] * grid[1], -grid[0] * grid[1] % kinds.MULTIPLE[kind]
+            ids = kinds.ids_of_others(kind, text - pads, pads, base)
             worst = attention_error(embedder, calls[index], grid, base, phase, **ids)
             found.append(small(worst, 1e-4, f"{size}, {phase}, attention {index}: error"))
     return ", ".join(found)
@@ -161,7 +161,7 @@ def is_as_exact_in_bfloat16(bench: Bench, kind: str) -> str:
     """What bfloat16 changes with the method, beside what it changes without."""
     if (bench.host, kind) == ("ersatz", "krea2"):
         raise Skipped("its class needs the host's own layers in bfloat16")
-    single, half = bench.of_kind(kind), kit.build_unet(bench.host, kit.build(bench.host, kind), torch.bfloat16)
+    single, half = bench.of_kind(kind), kit.build_unet(bench.host, kinds.build(bench.host, kind), torch.bfloat16)
     x, found = latent(bench, kind, TRIPLE), []
     for phase, sigma in PHASES.items():
         plain = kit.error(velocity(bench, kind, half, x, sigma), velocity(bench, kind, single, x, sigma))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.hosts import kit
+from tests.hosts import bfl, kit, models
 from tests.hosts.bench import PHASES, Bench, Skipped, big, check, same, small
 from tests.settings import range_in
 
@@ -57,12 +57,12 @@ def a_lora_for_flux_is_the_same_as_in_diffusers(bench: Bench) -> str:
     if bench.handed is None:
         raise Skipped("diffusers 0.35 or newer is not installed where pytest runs")
     data, prefix = load_file(bench.handed), "weights/"
-    model = kit.build_flux(bench.host, **kit.MICRO)
-    kit.load_bfl(model, kit.bfl_weights({k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)}))
+    model = models.build_flux(bench.host, **models.MICRO)
+    bfl.load_bfl(model, bfl.bfl_weights({k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)}))
     unet = kit.build_unet(bench.host, model)
     cond = {name: data[name] for name in ("crossattn", "vector")}
     plain = kit.velocity(unet, data["latent"], PHASES["fused"], cond=cond)
-    patched = with_lora(bench, unet, "lora_flux.safetensors", "black-forest-labs/FLUX.1-dev", kit.MICRO)
+    patched = with_lora(bench, unet, "lora_flux.safetensors", "black-forest-labs/FLUX.1-dev", models.MICRO)
     with merged(patched):
         got = kit.velocity(patched, data["latent"], PHASES["fused"], cond=cond)
     assert torch.equal(kit.velocity(unet, data["latent"], PHASES["fused"], cond=cond), plain), "the LoRA stayed"
@@ -85,10 +85,10 @@ def a_lora_for_sd3_changes_what_it_changes_in_diffusers(bench: Bench) -> str:
         raise Skipped("Forge Neo has no SD3")
     if bench.handed is None:
         raise Skipped("diffusers 0.35 or newer is not installed where pytest runs")
-    unet = kit.build_unet(bench.host, kit.build_sd3(bench.host), predictor=kit.discrete_flow())
+    unet = kit.build_unet(bench.host, models.build_sd3(bench.host), predictor=kit.discrete_flow())
     model = unet.model.diffusion_model
     repository = "stabilityai/stable-diffusion-3-medium-diffusers"
-    patched = with_lora(bench, unet, "lora_sd3-webui.safetensors", repository, dict(kit.SD3))
+    patched = with_lora(bench, unet, "lora_sd3-webui.safetensors", repository, dict(models.SD3))
     before = in_diffusers_names(model)
     with merged(patched):
         after = in_diffusers_names(model)

@@ -18,7 +18,7 @@ from resdit_ext.method.phases import Phase
 from resdit_ext.method.run import Run
 from tests import reference
 from tests.attaching import attach
-from tests.hosts import kit
+from tests.hosts import bfl, kit, models
 from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, Skipped, attention_error, big, check, same, small
 from tests.settings import scaled
 
@@ -121,9 +121,9 @@ def the_fast_mode_is_the_methods(bench: Bench) -> str:
 @check
 def bfloat16_stays_close(bench: Bench) -> str:
     """The same (rounded) weights in bfloat16 and in float32: within 3 %, and no worse than the host does alone."""
-    rounded = kit.build_flux(bench.host).to(torch.bfloat16)
+    rounded = models.build_flux(bench.host).to(torch.bfloat16)
     low = kit.build_unet(bench.host, rounded, torch.bfloat16)
-    exact = kit.build_flux(bench.host)
+    exact = models.build_flux(bench.host)
     exact.load_state_dict({name: value.float() for name, value in rounded.state_dict().items()})
     high, x, found = kit.build_unet(bench.host, exact), kit.latent(*TRIPLE), []
     for phase, sigma in PHASES.items():
@@ -145,9 +145,9 @@ def it_equals_diffusers(bench: Bench) -> str:
     if bench.handed is None:
         raise Skipped("diffusers 0.35 or newer is not installed where pytest runs")
     data = load_file(bench.handed)
-    model = kit.build_flux(bench.host, **kit.MICRO)
+    model = models.build_flux(bench.host, **models.MICRO)
     prefix = "weights/"
-    kit.load_bfl(model, kit.bfl_weights({k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)}))
+    bfl.load_bfl(model, bfl.bfl_weights({k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)}))
     unet = kit.build_unet(bench.host, model)
     cond = {name: data[name] for name in ("crossattn", "vector")}
     config, found = scaled(base_tokens=256, fused_until=0.57), []
@@ -175,7 +175,7 @@ def other_models_are_refused(bench: Bench) -> str:
     """The host's FLUX class with FLUX.2's four axes, and what is no such transformer."""
     same(identify(bench.model).adapter.module.__name__, "backend.nn.flux", "module of FLUX")
     with torch.device("meta"):
-        four = kit.construct("backend.nn.flux:IntegratedFluxTransformer2DModel", kit.TINY | dict(axes_dim=[8, 8, 8, 8]))
+        four = models.construct(models.FLUX_CLASS, models.TINY | dict(axes_dim=[8, 8, 8, 8]))
     assert "4 position axes" in reason_against(four)
     assert "Linear is not a model" in reason_against(nn.Linear(2, 2))
     block = type("Block", (), {"__module__": __name__})()

@@ -10,7 +10,7 @@ import torch
 from resdit_ext.method.run import Run
 from tests import reference
 from tests.attaching import attach
-from tests.hosts import kit
+from tests.hosts import kit, models
 from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, attention_error, check, same, small
 from tests.hosts.checks_sd3 import at_positions, sd3_of
 
@@ -68,7 +68,7 @@ def sd3_has_rpe_2ds_positions(bench: Bench) -> str:
     for size, side in SIDES.items():
         x, run = kit.latent(*size), Run(replace(RPE_2D, attention_scale="off"))
         got = kit.velocity(attach(unet, run), x, PHASES["global"])
-        index = [(kit.TABLE - RANGE) // 2 + reference.equidistant(side[0], RANGE)] * 2
+        index = [(models.TABLE - RANGE) // 2 + reference.equidistant(side[0], RANGE)] * 2
         expected = at_positions(unet, x, PHASES["global"], 1.0, index)
         found.append(small(kit.error(got, expected), 1e-4, f"{size}: error"))
         same(run.calls["global"], 1, "calls")

@@ -9,7 +9,7 @@ from torch import Tensor
 from resdit_ext import ResDiTConfig
 from resdit_ext.method.run import Run
 from tests.attaching import attach
-from tests.hosts import kit
+from tests.hosts import kinds, kit
 from tests.hosts.bench import CHECKS, CONFIG, PHASES, Bench, Skipped, attention_error, attentions, big, same, small
 from tests.hosts.checks_kinds import BALANCED, NATIVE
 
@@ -30,8 +30,8 @@ def keep_their_places(bench: Bench, model: str) -> str:
         raise Skipped(f"{bench.host} gives no references to such a model")
     kind = "" if model == "kontext" else model
     unet = bench.of_kind(kind) if kind else bench.unet
-    texts = [kit.text_of(bench.host, kind, 1, seed) if kind else None for seed in (1, 2)]
-    x, large, found = *(kit.latent_of(bench.host, kind, *size) for size in (SIZE, (56, 51))), []
+    texts = [kinds.text_of(bench.host, kind, 1, seed) if kind else None for seed in (1, 2)]
+    x, large, found = *(kinds.latent_of(bench.host, kind, *size) for size in (SIZE, (56, 51))), []
 
     def velocity(unet: object, sigma: float, x: Tensor = x) -> Tensor:
         return (x - kit.predictions(unet, x, sigma, 1.0, *texts)[0]) / sigma
@@ -40,12 +40,12 @@ def keep_their_places(bench: Bench, model: str) -> str:
         run = Run(config)
         return velocity(attach(unet, run), sigma, x), run
 
-    ids = kit.ids_of_others(kind, kit.TEXT, 0, AT_BASE)
+    ids = kinds.ids_of_others(kind, kit.TEXT, 0, AT_BASE)
     for first, (height, width) in zip(firsts, REFERENCES, strict=True):
         places = [(i, j) for i in range(height // 2) for j in range(width // 2)]
         ids["others"] += [(first[0], first[1] + i, first[2] + j, *first[3:]) for i, j in places]
     without = velocity(unet, 0.8)
-    with kit.references(bench.host, [kit.latent_of(bench.host, kind, *size, seed=9) for size in REFERENCES]):
+    with kinds.references(bench.host, [kinds.latent_of(bench.host, kind, *size, seed=9) for size in REFERENCES]):
         plain = velocity(unet, 0.8)
         big(kit.error(plain, without), 1e-3, "what the references change")
         found.append(small(kit.error(made(NATIVE, 0.8)[0], plain), 1e-5, "native positions: error"))

@@ -13,7 +13,7 @@ from resdit_ext.method.run import Run
 from resdit_ext.monkeypatch import swapped
 from tests import reference
 from tests.attaching import attach
-from tests.hosts import kit
+from tests.hosts import kit, models
 from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, Skipped, big, check, same, small
 
 BEYOND = (64, 64)  # 32 tokens, where the table has 24
@@ -34,7 +34,7 @@ def attached(unet: object, **kwargs: object) -> tuple[object, Run]:
 def at_positions(unet: object, x: Tensor, sigma: float, cfg: float, index: list[np.ndarray]) -> Tensor:
     """The host's own call with the reference's table at these indices of rows and columns."""
     model = unet.model.diffusion_model
-    table = reference.sincos_table(*index, model.pos_embed.shape[-1], kit.TABLE_STEP)
+    table = reference.sincos_table(*index, model.pos_embed.shape[-1], models.TABLE_STEP)
     positions = torch.from_numpy(table).float().flatten(0, 1)[None]
     with swapped(model, cropped_pos_embed=lambda hw: positions):
         return kit.velocity(unet, x, sigma, cfg)
@@ -46,7 +46,7 @@ def whole_by_hand(unet: object, x: Tensor, sigma: float, cfg: float) -> Tensor:
     grid = [n // 2 for n in x.shape[-2:]]
     base = base_grid(Grid(*grid), CONFIG.base_tokens)
     sides = base.height, base.width
-    index = [reference.whole_index(kit.TABLE, n, b) for n, b in zip(grid, sides, strict=True)]
+    index = [reference.whole_index(models.TABLE, n, b) for n, b in zip(grid, sides, strict=True)]
     factor = np.log(kit.TEXT + grid[0] * grid[1]) / np.log(kit.TEXT + base.tokens)
     norms = [m for name, m in model.named_modules() if name.endswith("ln_q")]
     before = [norm.weight.data for norm in norms]
@@ -90,7 +90,7 @@ def sd3_is_the_method(bench: Bench) -> str:
             def patch(part: np.ndarray, *start, i=i, sigma=sigma, cfg=cfg, batch=batch, grid=grid, base=base):
                 alone = torch.from_numpy(part)[None].float().repeat(batch, 1, 1, 1)  # the text of sample i
                 axes = (grid.height, base.height, start[0]), (grid.width, base.width, start[1])
-                index = [reference.patch_index(kit.TABLE, *axis) for axis in axes]
+                index = [reference.patch_index(models.TABLE, *axis) for axis in axes]
                 return at_positions(unet, alone, sigma, cfg, index)[i].double().numpy()
 
             expected = reference.resdit_by_patches(
@@ -182,9 +182,9 @@ def sd3_leaves_nothing_behind(bench: Bench) -> str:
 @check
 def sd3_stays_close_in_bfloat16(bench: Bench) -> str:
     sd3_of(bench)
-    rounded = kit.build_sd3(bench.host).to(torch.bfloat16)
+    rounded = models.build_sd3(bench.host).to(torch.bfloat16)
     low = kit.build_unet(bench.host, rounded, torch.bfloat16, kit.discrete_flow())
-    exact = kit.build_sd3(bench.host)
+    exact = models.build_sd3(bench.host)
     exact.load_state_dict({name: value.float() for name, value in rounded.state_dict().items()})
     high, x, found = kit.build_unet(bench.host, exact, predictor=kit.discrete_flow()), kit.latent(*TRIPLE), []
     for phase, sigma in PHASES.items():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from resdit_ext.method.run import Run
 from tests.attaching import attach
-from tests.hosts import kit
+from tests.hosts import kit, models
 from tests.hosts.bench import CONFIG, PHASES, TRIPLE, Bench, Skipped, big, check, small
 
 CPU = torch.device("cpu")
@@ -90,10 +90,10 @@ def flux_stored(bench: Bench, storage: torch.dtype | str, through: Callable[[dic
     """A tiny FLUX."""
     if bench.host == "ersatz":
         raise Skipped("ersatzForge's FLUX is built at its full width: too large here")
-    twin = kit.build_flux(bench.host)
+    twin = models.build_flux(bench.host)
     given, meant = through({name: value.detach() for name, value in twin.state_dict().items()})
     twin.load_state_dict(meant)
-    stored = loaded(lambda: kit.construct(kit.FLUX_CLASS, kit.TINY), given, storage)
+    stored = loaded(lambda: models.construct(models.FLUX_CLASS, models.TINY), given, storage)
     return compared((kit.build_unet(bench.host, stored, storage=storage), kit.build_unet(bench.host, twin)))
 
 
@@ -123,10 +123,10 @@ def sd3_stored_as_float8(bench: Bench) -> str:
     """The host's loader casts the position table too; its twin has the table as it was."""
     if bench.host == "neo":
         raise Skipped("Forge Neo has no SD3")
-    twin = kit.build_sd3(bench.host)
+    twin = models.build_sd3(bench.host)
     given = {name: value.detach().clone() for name, value in twin.state_dict().items()}
     twin.load_state_dict({name: v if name == "pos_embed" else v.to(FLOAT8).float() for name, v in given.items()})
-    stored = loaded(lambda: kit.construct(kit.SD3_CLASS, kit.SD3), given, FLOAT8)
+    stored = loaded(lambda: models.construct(models.SD3_CLASS, models.SD3), given, FLOAT8)
     assert stored.pos_embed.dtype == FLOAT8
     flow = kit.discrete_flow
     unets = kit.build_unet(bench.host, stored, predictor=flow(), storage=FLOAT8)

@@ -2,7 +2,7 @@
 
     python -m tests.hosts.memory HOST FOLDER [KIND ...]
 
-HOST is forge, neo or ersatz, with a Python that can import it; KIND one of the kit's, by default all.
+HOST is forge, neo or ersatz, with a Python that can import it; KIND one of those in kinds.py, by default all.
 
 Everything runs on fake tensors, which have shapes and no data, in bf16 and with PyTorch's attention: one double and one
 single block of FLUX at full width, one block of each kind that the host has, and SD3.5-medium. The unit is one hidden
@@ -22,12 +22,12 @@ from resdit_ext.lab.benchmarks.counters import Peak
 from resdit_ext.method.layout import Grid
 from resdit_ext.monkeypatch import swapped
 from resdit_ext.seams.sequence import Arrangement, Rotation, TokenSequence
-from tests.hosts import kit
+from tests.hosts import kinds, kit, models
 from tests.settings import scaled
 
 WIDE = dict(vec_in_dim=768, context_in_dim=4096, hidden_size=3072, num_heads=24, axes_dim=[16, 56, 56])
-FULL = kit.TINY | WIDE | dict(depth=1, depth_single_blocks=1)
-SD35_MEDIUM = kit.SD3 | dict(
+FULL = models.TINY | WIDE | dict(depth=1, depth_single_blocks=1)
+SD35_MEDIUM = models.SD3 | dict(
     depth=24,
     adm_in_channels=2048,
     context_embedder_config=dict(target="torch.nn.Linear", params=dict(in_features=4096, out_features=1536)),
@@ -85,7 +85,7 @@ def count(
 
 def count_flux(config: object) -> None:
     """Print FLUX's peaks by size and phase."""
-    model = kit.construct("backend.nn.flux:IntegratedFluxTransformer2DModel", FULL)
+    model = models.construct(models.FLUX_CLASS, FULL)
     context = torch.empty(1, TEXT, FULL["context_in_dim"], dtype=torch.bfloat16)
     vector = torch.empty(1, FULL["vec_in_dim"], dtype=torch.bfloat16)
     count("FLUX.1", model, lambda side: kit.latent(side, side), (context, vector), config, guidance=torch.empty(1))
@@ -94,9 +94,9 @@ def count_flux(config: object) -> None:
 def count_kind(host: str, kind: str, config: object) -> None:
     """Print the peaks of a kind of model that some hosts alone have."""
     torch.set_default_dtype(torch.bfloat16)
-    model = kit.build(host, kind, **WIDE_KINDS[kind])
-    text = kit.text_of(host, kind, 1, 0, length=TEXT)
-    count(kind, model, lambda side: kit.latent_of(host, kind, side, side), (text,), config)
+    model = kinds.build(host, kind, **WIDE_KINDS[kind])
+    text = kinds.text_of(host, kind, 1, 0, length=TEXT)
+    count(kind, model, lambda side: kinds.latent_of(host, kind, side, side), (text,), config)
 
 
 def count_sd3() -> None:
@@ -104,7 +104,7 @@ def count_sd3() -> None:
     from resdit_ext.families import identify
 
     torch.set_default_dtype(torch.bfloat16)
-    model = kit.construct("backend.nn.mmditx:MMDiTX", SD35_MEDIUM)
+    model = models.construct(models.SD3_CLASS, SD35_MEDIUM)
     torch.set_default_dtype(torch.float32)
     adapter = identify(model).adapter
     print(f"SD3.5  {'pixels':>7}{'plain':>9}{'global':>9}")
@@ -130,9 +130,9 @@ def main(host: str, folder: str, *kinds: str) -> None:
         torch.set_default_dtype(torch.bfloat16)
         config = scaled(fused_until=0.57)
         count_flux(config)
-        for kind in kinds or kit.KINDS:
+        for kind in kinds or kinds.KINDS:
             # ersatzForge's Krea 2 needs the host's own layers in bf16, and of its Anima frequencies are read.
-            if host in kit.KINDS[kind][0] and (host, kind) not in (("ersatz", "krea2"), ("ersatz", "anima")):
+            if host in kinds.KINDS[kind][0] and (host, kind) not in (("ersatz", "krea2"), ("ersatz", "anima")):
                 count_kind(host, kind, config)
         if host != "neo":
             importlib.import_module("backend.nn.mmditx").attention_function = backend.attention.attention_pytorch

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.hosts import webui
-from tests.hosts.kit import KINDS
+from tests.hosts.kinds import KINDS
 from tests.hosts.webui import BASE, RANGE, THRICE
 
 SITES = {"forge": "flux", "neo": "flux", "ersatz": "sd3", "a1111": "sd3"}  # the quicker of its models

@@ -1,7 +1,7 @@
 """A WebUI extension for tests: RESDIT_TINY_MODEL makes of every checkpoint a tiny random model.
 
-It is flux, sd3, chroma or one of the kit's KINDS, whose engine is the host's own but for its text encoder and VAE, or
-micro: the lab's trained micro FLUX, for pictures that show something (256x256 is its training size).
+It is flux, sd3, chroma or one of the KINDS of tests/hosts/kinds.py, whose engine is the host's own but for its text
+encoder and VAE, or micro: the lab's trained micro FLUX, whose pictures show something (its training size is 256x256).
 
 RESDIT_TINY_HOST names the host, one of forge, neo and ersatz. All else is the host's own.
 """
@@ -23,7 +23,7 @@ REPOSITORY = str(Path(__file__).resolve().parents[4])
 HOST, MODEL = (os.environ.get(f"RESDIT_TINY_{what}") for what in ("HOST", "MODEL"))
 sys.path.append(REPOSITORY)
 try:
-    kit = importlib.import_module("tests.hosts.kit")
+    bfl, kinds, kit, models = (importlib.import_module(f"tests.hosts.{x}") for x in ("bfl", "kinds", "kit", "models"))
 finally:
     sys.path.remove(REPOSITORY)
 
@@ -82,20 +82,20 @@ class TinyEngine(ForgeDiffusionEngine):
         shown = SimpleNamespace(latent_rgb_factors=[[0.0] * 3] * 16)
         super().__init__(SimpleNamespace(inpaint_model=lambda: False, latent_format=shown), {"vae": first_stage})
         if MODEL == "flux":
-            unet = kit.build_unet(HOST, kit.build_flux(HOST))
+            unet = kit.build_unet(HOST, models.build_flux(HOST))
             self.is_flux = self.use_distilled_cfg_scale = True
         elif MODEL == "micro":
             from resdit_ext.lab.model import load_micro
 
             self.micro = load_micro("flux")
-            model = kit.construct(kit.FLUX_CLASS, kit.MICRO)
-            kit.load_bfl(model, kit.bfl_weights(self.micro.transformer.state_dict()))
+            model = models.construct(models.FLUX_CLASS, models.MICRO)
+            bfl.load_bfl(model, bfl.bfl_weights(self.micro.transformer.state_dict()))
             unet = kit.build_unet(HOST, model)
             self.is_flux = True
         elif MODEL == "chroma":
-            unet = kit.build_unet(HOST, kit.build_chroma(HOST))
+            unet = kit.build_unet(HOST, models.build_chroma(HOST))
         else:
-            unet = kit.build_unet(HOST, kit.build_sd3(HOST), predictor=kit.discrete_flow())
+            unet = kit.build_unet(HOST, models.build_sd3(HOST), predictor=kit.discrete_flow())
             self.is_sd3 = True
         vae = VAE(first_stage, device=torch.device("cpu"), dtype=torch.float32)
         keep(self, unet, vae)
@@ -159,7 +159,7 @@ def tiny_engine(kind):
                 predictor = self._get_predictor()
             else:
                 predictor = kit.discrete_flow(config.sampling_settings["shift"], multiplier=1.0)
-            unet = kit.build_unet(HOST, kit.build(HOST, kind), predictor=predictor)
+            unet = kit.build_unet(HOST, kinds.build(HOST, kind), predictor=predictor)
             sort = dict(is_wan=self.is_wan, is_flux2=packed) if HOST == "neo" else {}
             vae = VAE(first_stage, device=torch.device("cpu"), dtype=torch.float32, **sort)
             vae.latent_channels = first_stage.config.latent_channels  # not the full-size one's 128
@@ -167,7 +167,7 @@ def tiny_engine(kind):
             self.ref_images = []
 
         def get_learned_conditioning(self, prompt):
-            text = torch.cat([kit.text_of(HOST, kind, 1, seed) for seed in seeds_of(prompt)])
+            text = torch.cat([kinds.text_of(HOST, kind, 1, seed) for seed in seeds_of(prompt)])
             return {"crossattn": text} if (kind, HOST) == ("lumina2", "ersatz") else text
 
     return TinyKind()
