@@ -175,6 +175,15 @@ def test_pictures_of_twice_the_size_have_four_times_the_tokens():
     assert TrainConfig(1, "sd3", scale=2, positions=RPE2D(native_share=0)).scale == 2
 
 
+def test_close_ups_are_windows_of_larger_pictures_at_lower_noise(monkeypatch):
+    seen, original = [], train_module.render_crop
+    monkeypatch.setattr(train_module, "render_crop", lambda *given: seen.append(given[-1]) or original(*given))
+    sigma = train_module.make_batch(TrainConfig(1, batch=40, close_ups=0.4), 0)[2]
+    near = torch.tensor([crop.zoom > 1 for crop in seen])
+    assert 8 < near.sum() < 24 and all(1.5 <= crop.zoom <= 4.5 for crop in seen if crop.zoom > 1)
+    assert sigma[near].max() <= 0.92 < sigma[~near].max()
+
+
 def test_a_fine_tune_begins_with_the_weights_that_it_is_given(tmp_path):
     """Into a folder that is not there yet, and at the loss of a trained model from the first step on."""
     out = tmp_path / "not" / "there.safetensors"

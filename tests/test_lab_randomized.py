@@ -130,6 +130,9 @@ def fails_at_the_fourth(flow_loss):
         (lambda: TrainConfig(1, scale=5), "scale is 5; it must be a whole number from 1 to 4"),
         (lambda: TrainConfig(1, "sd3", scale=2), "scale is 2; sd3 has positions of its own for 48 tokens a side"),
         (lambda: TrainConfig(1, "sd3", scale=2, positions=RPE2D()), "scale is 2; sd3 has positions of its own for 48"),
+        (lambda: TrainConfig(1, close_ups=1.2), "close_ups is 1.2; it must be a number from 0 to 1"),
+        (lambda: TrainConfig(1, close_ups=0.5, positions=RPE2D()), "close_ups is 0.5; it must be 0 with RPE-2D"),
+        (lambda: TrainConfig(1, "sd3-depth", close_ups=1), "close_ups is 1; it must be 0 with control nets"),
         (lambda: TrainConfig(1, "flux-depth", positions=RPE2D()), "model is 'flux-depth'; RPE-2D is for flux and sd3"),
     ],
 )

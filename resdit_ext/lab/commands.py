@@ -129,6 +129,7 @@ def run_train(args: argparse.Namespace) -> int:
         textures=args.textures,
         positions=randomized if args.positions == "rpe-2d" else None,
         scale=args.scale,
+        close_ups=args.close_ups,
     )
     loss = train(out, config)
     print(f"loss of the last 100 steps: {loss:.4f}; weights: {out}")
@@ -185,6 +186,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--start", type=Path, help="weights to go on from (default: from scratch)")
     train.add_argument("--scale", type=int, default=1, help="of the pictures' sides: 2 trains at twice the size")
+    train.add_argument("--close-ups", type=float, default=0, help="share of pictures that are windows of larger ones")
     train.add_argument("--positions", choices=("native", "rpe-2d"), default="native", help="(default native)")
     train.add_argument("--range", type=int, default=64, help="RPE-2D's maximal range, in tokens")
     train.add_argument("--native-share", type=float, default=0.5, help="RPE-2D: of the steps, 0 to 1 (default .5)")

@@ -24,8 +24,6 @@ from .methods import RANGE
 from .model import POOLED, MicroModel, to_latent, to_tokens
 from .scenes import Patterns, Scene, render
 
-LARGEST_ZOOM = 2.0  # of resize-and-crop
-
 
 @dataclass(frozen=True)
 class RPE2D:
@@ -60,9 +58,9 @@ class Crop(NamedTuple):
         return math.log2(self.zoom), self.top / height, self.left / width
 
 
-def random_crop(rng: np.random.Generator, height: int, width: int) -> Crop:
-    """Resize-and-crop: a zoom from 1 to 2, and a place."""
-    zoom = LARGEST_ZOOM ** rng.random()
+def random_crop(rng: np.random.Generator, height: int, width: int, least: float = 1.0, largest: float = 2.0) -> Crop:
+    """Resize-and-crop: a zoom between the two, and a place."""
+    zoom = least * (largest / least) ** rng.random()
     top, left = (int(rng.integers(round(zoom * side) - side + 1)) for side in (height, width))
     return Crop(zoom, top, left)
 

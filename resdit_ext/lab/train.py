@@ -22,7 +22,7 @@ from .model import MODELS, load_weights, pictures_to_tokens, save_weights, token
 from .muon import has_fast_bfloat16, muon_for_this_cpu
 from .photographs import TEXTURES
 from .pixels import PIXELS_PER_TOKEN
-from .randomized import RPE2D, AnyPositions, Crop, draw, render_crop
+from .randomized import RPE2D, AnyPositions, Crop, draw, random_crop, render_crop
 from .scenes import LONG_FRAME_ROOM, ROOM, WIDE_ROOM, is_long, random_scene
 
 TRAINABLE = MODELS | CONTROLS
@@ -31,6 +31,8 @@ TRAINABLE = MODELS | CONTROLS
 SQUARE = (16, 16)
 BUCKETS = ((14, 18), (18, 14), (13, 20), (20, 13), (11, 23), (23, 11), (9, 28), (28, 9))
 SQUARE_SHARE = 0.5
+CLOSE_UP_ZOOM = (1.5, 4.5)
+CLOSE_UP_NOISE = 0.92  # the highest level of a close-up: above it the layout of the whole is made
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,14 @@ class TrainConfig:
     textures: str = "drawn"
     positions: RPE2D | None = None  # the model's own by default
     scale: int = 1  # of the pictures: their sides over those of the usual training
+    close_ups: float = 0.0  # share of the pictures that are windows of larger ones, as patches are
 
     def __post_init__(self) -> None:
         check_number("scale", self.scale, 1, 4, whole=True)
+        check_number("close_ups", self.close_ups, 0, 1)
+        if self.close_ups and (self.positions or self.model in CONTROLS):
+            what = "RPE-2D, which has crops of its own" if self.positions else "control nets"
+            raise ResDiTError(f"close_ups is {self.close_ups}; it must be 0 with {what}")
         most = getattr(TRAINABLE[self.model], "largest_side", None)
         own = self.positions is None or self.positions.native_share > 0
         if own and most and self.scale * max(map(max, BUCKETS)) > most:
@@ -82,11 +89,15 @@ def make_batch(config: TrainConfig, step: int) -> tuple:
         more = (torch.cat([hint_of(scene, Grid(height, width)) for scene in scenes]),)
     elif config.positions:
         crops, *more = draw(config.positions, Grid(height, width), config.batch, size, (config.seed, step, 1))
+    elif config.close_ups:
+        crops = [random_crop(rng, *size, *CLOSE_UP_ZOOM) if rng.random() < config.close_ups else Crop() for _ in scenes]
     pictures = np.stack([render_crop(scene, *size, patterns, crop) for scene, crop in zip(scenes, crops, strict=True)])
     tokens = pictures_to_tokens(torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1)
     prompts = ["" if rng.random() < config.text_dropout else scene.prompt for scene in scenes]
     noise = torch.from_numpy(rng.standard_normal(tokens.shape, dtype=np.float32))
     sigma = torch.sigmoid(torch.from_numpy(0.4 + 1.2 * rng.standard_normal(config.batch, dtype=np.float32)))
+    if config.close_ups:
+        sigma *= torch.tensor([CLOSE_UP_NOISE if crop.zoom > 1 else 1.0 for crop in crops])
     return tokens, noise, sigma, tokenize(prompts), height, *more
 
 
