@@ -174,14 +174,15 @@ def resdit(
     pes=True,
     pipe=True,
     whole=None,
+    patch=None,
     laws=None,
     others=None,
     first=(0.0, 0.0, 0.0),
 ):
     """The whole method for one sample: q, k, v (heads, T + H*W, D) -> (T + H*W, heads*D).
 
-    `whole` are positions of the global branch other than PES's, and `laws` its frequencies. `others` are the ids of the
-    tokens before the picture, and `first` its first token's.
+    `whole` are positions of the global branch other than PES's, and `laws` its frequencies; `patch` are a patch's other
+    than PIPE's. `others` are the ids of the tokens before the picture, and `first` its first token's.
     """
     (H, W), (h, w), T = grid, base, text
 
@@ -198,7 +199,8 @@ def resdit(
     for top, left in corners:
         inside = [(top + i) * W + left + j for i in range(h) for j in range(w)]
         index = [*range(T), *(T + i for i in inside)]
-        ids = ids_of(T, positions(h, w) if pipe else scaled[inside], others, first)
+        own = positions(h, w) if patch is None else patch
+        ids = ids_of(T, own if pipe else scaled[inside], others, first)
         q_p, k_p = (rotate(x[:, index], ids, axes_dim, theta, None if pipe else laws) for x in (q, k))
         out = merged(attention(q_p, k_p, v[:, index]))
         texts.append(out[:T])

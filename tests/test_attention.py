@@ -94,11 +94,16 @@ def test_other_positions_match_the_reference(positions, phase, pipe, size):
         "yarn": [reference.yarn(d, THETA, s, m) for d, s, (_, m) in zip(AXES[1:], scales, sides, strict=True)],
         "rpe-2d": [reference.frequencies(d, THETA) for d in AXES[1:]],
     }
-    rows, cols = (reference.equidistant(n, 17) if positions == "rpe-2d" else np.arange(n) for n in size)
+
+    def at(*sides):
+        rows, cols = (reference.equidistant(n, 17) if positions == "rpe-2d" else np.arange(n) for n in sides)
+        return np.array([(row, col) for row in rows for col in cols])
+
     expected = expected_of(
         *(q, k, v, plan, phase),
         pipe=pipe,
-        whole=np.array([(row, col) for row in rows for col in cols]),
+        whole=at(*size),
+        patch=at(base.height, base.width),
         laws=[reference.frequencies(AXES[0], THETA), *laws[positions]],
     )
     assert relative_error(resdit_attention(q, k, v, plan, phase, attend)[0], expected) < 3e-6

@@ -1,7 +1,7 @@
 """RPE-2D in the training of a micro model: random positions of a larger range, and pictures cut out of larger ones.
 
-Each part can be left out, so that the lab can say what it does. A share of the steps stays as it is without RPE-2D:
-ResDiT's patches and steps at the base size are at the model's own positions.
+Each part can be left out, so that the lab can say what it does. A share of the steps stays as it is without RPE-2D, so
+that the model keeps its own positions.
 """
 
 from __future__ import annotations

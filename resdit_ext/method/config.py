@@ -79,8 +79,8 @@ class ResDiTConfig:
         middle_until: noise level, 0 to 1, where the steps at half the size end that follow those above three times the
             base size; no effect with `layout` "scaled", nor where it is not below `layout_until`.
         positions: of the global branch: "scaled", the paper's; "ntk" or "yarn", for rotary positions alone; "rpe-2d",
-            for a model that was trained so, which then has them at the base size as well; or "automatic": RPE-2D's
-            where a WebUI's prompt has a LoRA that says so, else scaled ones.
+            for a model that was trained so, which then has them at the base size and, where positions rotate, in
+            patches as well; or "automatic": RPE-2D's where a WebUI's prompt has a LoRA that says so, else scaled ones.
         maximal_range: how many positions an axis such a model was trained with; no effect with other positions.
         pes, pipe, fusion, overlap, splice: the method's parts, to be left out one by one in an ablation.
     """

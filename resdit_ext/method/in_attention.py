@@ -21,7 +21,7 @@ from .layout import Grid, Layout
 from .memory import OutOfMemory, working_bytes
 from .phases import Phase
 from .pooling import POOL, Pooling
-from .positions import grid_positions, patch_indices, spanned_grid, whole_positions
+from .positions import patch_indices, spanned_grid, whole_positions
 from .rotary import RotaryTable, rotate
 from .run import Run
 
@@ -97,7 +97,11 @@ class AttentionPlan:
                 queries = rotary if phase is Phase.GLOBAL else centres
                 self.branches[phase] = GlobalBranch(queries, centres, scale, pooling)
         indices = patch_indices(layout)
-        local = embed(grid_positions(base), None, base) if config.pipe else embed(whole[indices], laws, spanned)
+        if config.pipe:
+            at_base = layout.at_base  # to the model a patch is a whole picture of the base size
+            local = embed(whole_positions(at_base, config), None, spanned_grid(at_base, config))
+        else:
+            local = embed(whole[indices], laws, spanned)
         self.patch_rotary = local.to(device)  # with an axis of patches only where their positions differ
         # Text precedes the image in every sequence, so a patch's sequence is one gather.
         self.gather = torch.cat((torch.arange(text).expand(len(indices), text), indices + text), 1).to(device)
@@ -148,7 +152,10 @@ def global_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, phase
 
 
 def patch_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, attend: Attend, first: int) -> Tensor:
-    """PIPE: a chunk of patches, each attending to itself and the text at 0..h-1 x 0..w-1; (n, B, T + h*w, C)."""
+    """PIPE: a chunk of patches, each attending to itself and the text at a base-size picture's positions.
+
+    Returns (n, B, T + h*w, C).
+    """
     index = plan.gather[first : first + plan.patches_at_once(q)]
     rotary = plan.patch_rotary
     if not plan.config.pipe:

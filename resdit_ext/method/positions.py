@@ -1,7 +1,7 @@
 """PES, the paper's scaled positions of the global branch, and PIPE's, which restart in every patch; for any embedding.
 
-PES: p_h in {0/s_h, 1/s_h, .., (H-1)/s_h} and p_w likewise. PIPE: 0..h-1 x 0..w-1. In the place of PES's may be those of
-RPE-2D (`randomized`), or the tokens' own at other frequencies (`frequencies`).
+PES: p_h in {0/s_h, 1/s_h, .., (H-1)/s_h} and p_w likewise. PIPE: 0..h-1 x 0..w-1, those of a picture of the base size.
+In the place of PES's may be the tokens' own at other frequencies (`frequencies`), of both RPE-2D's (`randomized`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def are_divided(config: ResDiTConfig) -> bool:
 
 
 def whole_positions(layout: Layout, config: ResDiTConfig) -> Tensor:
-    """(H*W, 2) float32 positions of the global branch, row-major; raises ResDiTError where RPE-2D has too few."""
+    """(H*W, 2) float32 positions of a whole picture, row-major; raises ResDiTError where RPE-2D has too few.
+
+    Of an output those of the global branch, of the base grid a patch's.
+    """
     if config.positions == "rpe-2d":
         return token_positions(*equidistant_positions(layout.grid, maximal_grid(config)))
     return grid_positions(layout.grid, layout.scales if are_divided(config) else (1.0, 1.0))
