@@ -132,10 +132,11 @@ class TestDiffusers:
 
     @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
     @pytest.mark.parametrize("size", [(12, 12), (6, 14)])
-    def test_each_attention_is_the_methods(self, monkeypatch, phase, sigma, size):
-        model, calls = transformer(), attentions.recorded(monkeypatch)
+    def test_each_attention_is_the_methods(self, phase, sigma, size):
+        model = transformer()
         apply_resdit(model, CONFIG)
-        run(model, *size, sigma)
+        with attentions.recorded() as calls:
+            run(model, *size, sigma)
         assert calls
         for call in calls:
             attentions.check(call, TEXT, size, phase, axes_dim=AXES, theta=10000)

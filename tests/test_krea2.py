@@ -73,10 +73,10 @@ def test_native_positions_in_one_global_branch_are_the_plain_model(model, masked
 
 @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
 @pytest.mark.parametrize("size", [(12, 12), (6, 14)])
-def test_each_attention_is_the_methods(model, monkeypatch, phase, sigma, size):
-    calls = attentions.recorded(monkeypatch)
+def test_each_attention_is_the_methods(model, phase, sigma, size):
     apply_resdit(model, CONFIG)
-    run(model, *size, sigma, masked=False)
+    with attentions.recorded() as calls:
+        run(model, *size, sigma, masked=False)
     assert len(calls) == 2
     for call in calls:
         attentions.check(call, TEXT, size, phase, axes_dim=AXES, theta=1000)

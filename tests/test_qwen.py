@@ -60,11 +60,11 @@ def test_native_positions_in_one_global_branch_are_the_plain_model(model, masked
 
 @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
 @pytest.mark.parametrize("size", [(12, 12), (6, 13)])
-def test_each_attention_is_the_methods(model, monkeypatch, phase, sigma, size):
+def test_each_attention_is_the_methods(model, phase, sigma, size):
     """Text and picture stand as at the base size, however large the picture is."""
-    calls = attentions.recorded(monkeypatch)
     apply_resdit(model, CONFIG)
-    run(model, *size, sigma, masked=False)
+    with attentions.recorded() as calls:
+        run(model, *size, sigma, masked=False)
     assert len(calls) == 2
     for call in calls:
         h, w = call.plan.layout.base.height, call.plan.layout.base.width

@@ -47,9 +47,9 @@ class TestAModelOfThisKind:
 
     @pytest.mark.parametrize(("phase", "sigma"), PHASES.items())
     @pytest.mark.parametrize("size", [(24, 24), (15, 21)])
-    def test_each_attention_is_the_methods(self, monkeypatch, phase, sigma, size):
-        calls = attentions.recorded(monkeypatch)
-        attach(fakes.FakePatcher(fakes_next.made()), Run(CONFIG)).sample(latent(*size), sigma)
+    def test_each_attention_is_the_methods(self, phase, sigma, size):
+        with attentions.recorded() as calls:
+            attach(fakes.FakePatcher(fakes_next.made()), Run(CONFIG)).sample(latent(*size), sigma)
         grid = tuple(math.ceil(n / 2) for n in size)
         pads, text = [(0, 0, 0)] * (-math.prod(grid) % 32), [(i + 1, 0, 0) for i in range(TEXT)]
         for call, others in zip(calls, (pads, text + pads, text + pads), strict=True):

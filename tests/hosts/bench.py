@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +13,7 @@ from torch import Tensor
 
 from resdit_ext import ResDiTConfig
 from resdit_ext.method.run import Run
-from resdit_ext.monkeypatch import swapped
-from resdit_ext.seams import sequence
-from tests import reference
+from tests import attentions
 from tests.attaching import attach
 from tests.hosts import kinds, kit, models
 from tests.settings import scaled
@@ -55,21 +52,6 @@ def same(got: object, expected: object, what: str) -> None:
     assert got == expected, f"{what}: {got!r} instead of {expected!r}"
 
 
-@contextmanager
-def attentions() -> Iterator[list[tuple[Tensor, ...]]]:
-    """What the method is given in place of each attention of a block of this, q, k, v, and what it returns."""
-    calls, original = [], sequence.resdit_attention
-
-    def spy(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
-        taken = [x.clone() for x in (q, k, v)]  # ersatzForge reuses its buffers
-        out = original(q, k, v, *rest)
-        calls.append((*taken, out.clone()))
-        return out
-
-    with swapped(sequence, resdit_attention=spy):
-        yield calls
-
-
 def attention_error(
     pe: object, call: Sequence[Tensor], grid: tuple[int, int], base: tuple[int, int], phase: str, **other: object
 ) -> float:
@@ -77,23 +59,15 @@ def attention_error(
 
     Args:
         pe: the host's embedder, with `axes_dim` and `theta`.
-        call: q, k, v before their rotation, and what came of them.
+        call: q, k, v before their rotation, and what came of them, as `attentions.recorded` has them.
         grid, base: (rows, columns) of tokens, of the output and of a patch.
         phase: of the call.
         other: positions of the global branch, their frequencies and the others' ids, as `reference.resdit` takes them.
     """
-    q, k, v, got = (x[0].double().numpy() for x in call)
+    q, k, v, got = (x[0].double().numpy() for x in call[:4])
     text = len(other["others"]) if "others" in other else kit.TEXT
-    expected = reference.resdit(
-        *(q, k, v, text, grid, base, phase),
-        axes_dim=pe.axes_dim,
-        theta=pe.theta,
-        scale=np.log(text + math.prod(grid)) / np.log(text + math.prod(base)),
-        cutoff=CONFIG.cutoff / 2,
-        sigma=CONFIG.splice_sigma,
-        **other,
-    )
-    return float(np.abs(got - expected).max() / np.abs(expected).max())
+    wanted = attentions.expected(q, k, v, text, grid, base, phase, axes_dim=pe.axes_dim, theta=pe.theta, **other)
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
 
 class Bench:

@@ -11,8 +11,9 @@ from resdit_ext import ResDiTConfig
 from resdit_ext.families import identify
 from resdit_ext.method.run import Run
 from tests.attaching import attach
+from tests.attentions import recorded
 from tests.hosts import kit
-from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, attention_error, attentions, big, check, same, small
+from tests.hosts.bench import BASE, CONFIG, PHASES, TRIPLE, Bench, attention_error, big, check, same, small
 from tests.settings import scaled
 
 NATIVE = scaled(base_tokens=64, pes=False, global_until=1, fused_until=1, attention_scale="off")
@@ -83,7 +84,7 @@ def every_attention_of_chroma_is_the_methods(bench: Bench) -> str:
     pe, found = bench.chroma.model.diffusion_model.pe_embedder, []
     grids = {TRIPLE: ((24, 24), (8, 8)), (31, 45): ((16, 23), (7, 10))}  # tokens of the output and of the base
     for size, phase in [*((TRIPLE, phase) for phase in PHASES), ((31, 45), "fused")]:
-        with attentions() as calls:
+        with recorded() as calls:
             velocity(bench, attached(bench)[0], kit.latent(*size), PHASES[phase])
         grid, base = grids[size]
         for index in (0, -1):  # a double and a single block

@@ -13,6 +13,7 @@ from resdit_ext import ResDiTConfig
 from resdit_ext.families import identify
 from resdit_ext.method.run import Run
 from tests.attaching import attach
+from tests.attentions import recorded
 from tests.hosts import kinds, kit
 from tests.hosts.bench import (
     BASE,
@@ -23,7 +24,6 @@ from tests.hosts.bench import (
     Bench,
     Skipped,
     attention_error,
-    attentions,
     big,
     same,
     small,
@@ -143,7 +143,7 @@ def every_attention_is_the_methods(bench: Bench, kind: str) -> str:
     """What the method is given and returns, against the float64 reference on the blocks' own q, k, v."""
     found, grids = [], {TRIPLE: ((24, 24), (8, 8)), ODD: ((16, 23), (7, 10))}  # tokens of the output and of the base
     for size, phase in [*((TRIPLE, phase) for phase in PHASES), (ODD, "fused")]:
-        with attentions() as calls:
+        with recorded() as calls:
             velocity(bench, kind, attached(bench, kind)[0], latent(bench, kind, size), PHASES[phase])
         grid, base = grids[size]
         model = bench.of_kind(kind).model.diffusion_model

@@ -32,20 +32,17 @@ def other_positions_are_the_methods(bench: Bench) -> str:
     native = [reference.frequencies(d, pe.theta) for d in (text, rows, cols)]
     own = reference.positions(24, 24)
     other = {
-        "ntk": (own, [native[0], *(reference.ntk(d, pe.theta, 3.0) for d in (rows, cols))]),
-        "yarn": (own, [native[0], *(reference.yarn(d, pe.theta, 3.0, 8) for d in (rows, cols))]),
-        "rpe-2d": (equidistant(24), native),
+        "ntk": dict(whole=own, laws=[native[0], *(reference.ntk(d, pe.theta, 3.0) for d in (rows, cols))]),
+        "yarn": dict(whole=own, laws=[native[0], *(reference.yarn(d, pe.theta, 3.0, 8) for d in (rows, cols))]),
+        "rpe-2d": dict(whole=equidistant(24), patch=equidistant(8)),
     }
-    in_patches = {"rpe-2d": equidistant(8)}
-    for name, (whole, laws) in other.items():
+    for name, places in other.items():
         unet, _ = bench.attached(replace(CONFIG, positions=name, maximal_range=RANGE))
         with bench.spied() as calls:
             kit.velocity(unet, kit.latent(*TRIPLE), PHASES["fused"])
         same(len(calls), bench.blocks, "attention calls")
         call = [calls[0][part] for part in ("q", "k", "v", "out")]
-        worst = attention_error(
-            *(pe, call, (24, 24), (8, 8), "fused"), whole=whole, laws=laws, patch=in_patches.get(name)
-        )
+        worst = attention_error(pe, call, (24, 24), (8, 8), "fused", **places)
         found.append(small(worst, 1e-4, f"{name}: error"))
     return ", ".join(found)
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from resdit_ext import ResDiTConfig
 from resdit_ext.method.run import Run
 from tests.attaching import attach
+from tests.attentions import recorded
 from tests.hosts import kinds, kit
-from tests.hosts.bench import CHECKS, CONFIG, PHASES, Bench, Skipped, attention_error, attentions, big, same, small
+from tests.hosts.bench import CHECKS, CONFIG, PHASES, Bench, Skipped, attention_error, big, same, small
 from tests.hosts.checks_kinds import BALANCED, NATIVE
 
 SIZE, GRID, AT_BASE = (32, 40), (16, 20), (7, 9)  # of the latent, of its tokens, and of a patch
@@ -50,7 +51,7 @@ def keep_their_places(bench: Bench, model: str) -> str:
         big(kit.error(plain, without), 1e-3, "what the references change")
         found.append(small(kit.error(made(NATIVE, 0.8)[0], plain), 1e-5, "native positions: error"))
         for phase, sigma in PHASES.items():
-            with attentions() as calls:
+            with recorded() as calls:
                 made(CONFIG, sigma)
             worst = attention_error(unet.model.diffusion_model.pe_embedder, calls[0], GRID, AT_BASE, phase, **ids)
             found.append(small(worst, 1e-4, f"{phase}: error"))
