@@ -292,6 +292,21 @@ def by_cosines(signal, m, axis):
     return np.moveaxis(coefficients @ np.cos(np.pi * np.outer(kept, np.arange(m) + 0.5) / m), -1, axis)
 
 
+def under_fresh_noise(x, levels, share, noise, denoise):
+    """The picture of Euler's steps through `levels`, down to 0, when the model sees it under fresh noise.
+
+    `denoise(what it sees, level)` is the clean latent, `noise(step)` the fresh noise; the first step has x itself.
+    """
+    seen, clean = x, None
+    for step, level in enumerate(levels[:-1]):
+        if step:
+            before = levels[step - 1]
+            kept = (seen - (1 - before) * clean) / before
+            seen = (1 - level) * clean + level * (np.sqrt(1 - share**2) * kept + share * noise(step))
+        clean = denoise(seen, level)
+    return clean
+
+
 def layout_estimate(latent, sigma, base, denoise):
     """A layout step's clean latent (B, C, H, W), from `denoise(latent on the base grid, its noise level)`.
 

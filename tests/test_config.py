@@ -52,5 +52,5 @@ def test_the_two_named_settings():
     assert PAPER.attention_scale == "off"
     assert differences(SCALED, PAPER) == {"fused_until": 1.0, "attention_scale": "log"}
     ours = {"layout": "base", "speed": "fast", "borders": "moving", "splice_sigma": 0.15}
-    ours |= {"cutoff": 0.75, "cutoff_unit": "base"}
+    ours |= {"cutoff": 0.75, "cutoff_unit": "base", "fresh_noise": 1.0}
     assert differences(BALANCED, SCALED) == ours

@@ -80,7 +80,9 @@ def test_a_file_is_for_one_picture(tmp_path):
 def test_an_infotext_has_what_the_page_reads(tmp_path):
     given = options(tmp_path / "flux", preset="Paper", size=(512, 256))
     text = given.infotext(Picture("a lighthouse", 5, tmp_path), steps=20, guidance=3.5)
-    assert text.startswith("a lighthouse\nSteps: 20, Sampler: LCM, CFG scale: 3.5, Seed: 5, Size: 512x256, Model: flux")
+    assert text.startswith(
+        "a lighthouse\nSteps: 20, Sampler: Euler, CFG scale: 3.5, Seed: 5, Size: 512x256, Model: flux"
+    )
     assert f"{KEY}: " in text and f"{KEY} fused until: {PRESETS['Paper'].fused_until}" in text
 
 

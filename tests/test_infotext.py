@@ -48,6 +48,7 @@ VALUES_OF_0_1_1 = {
     "shift": "WebUI",
     "compare": False,
     "middle_until": 1.0,  # it had none of these steps
+    "fresh_noise": 0.0,
 }
 
 
@@ -70,6 +71,7 @@ def test_a_picture_of_0_1_1_would_be_written_the_same():
         "ResDiT layout": "scaled",
         "ResDiT borders": "fixed",
         "ResDiT middle until": "1.0",
+        "ResDiT fresh noise": "0.0",
     }  # which are no defaults now
     assert {key: str(value) for key, value in written.items()} == expected
 

@@ -27,7 +27,7 @@ CONTRACT = [
     "enabled", "size", "ratio", "portrait", "width", "height", "global_until", "fused_until", "cutoff",
     "cutoff_unit", "attention_scale", "base_size", "base_shape", "splice_sigma", "chunk_mb", "speed",
     "long_side", "apply_to", "layout", "layout_until", "borders", "positions", "maximal_range", "shift",
-    "compare", "middle_until",
+    "compare", "middle_until", "fresh_noise",
 ]  # fmt: skip
 
 

@@ -34,6 +34,7 @@ OTHER = {
     "shift": "1.9",
     "compare": True,
     "middle_until": 0.55,
+    "fresh_noise": 0.35,
 }
 NEEDED = {"width": {"ratio": "Free"}, "height": {"ratio": "Free"}, "long_side": {"size": "Custom"}}
 CHOICES = [(o.name, choice) for o in OPTIONS for choice in o.choices if choice != o.default]

@@ -57,7 +57,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     made.add_argument("--base-size", type=int, help="side of the training pictures (default: as usual for the model)")
     made.add_argument("--steps", type=int, help="default: usual for the model")
     made.add_argument("--guidance", type=float, help="default: the pipeline's own")
-    made.add_argument("--sampler", default="LCM", help="Euler, or LCM (default): with fresh noise in every step")
+    made.add_argument("--sampler", default="Euler", help="Euler (default), or LCM: the scheduler adds the noise itself")
     made.add_argument("--out", type=Path, required=True, help="a .png file, or a folder for several; resumed")
     made.add_argument(
         "--share", choices=("heads", "halves"), default="heads", help="what several devices share (default heads)"

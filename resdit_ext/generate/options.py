@@ -68,7 +68,7 @@ class GenerateOptions:
     base_size: int | None = None
     steps: int | None = None
     guidance: float | None = None
-    sampler: str = "LCM"
+    sampler: str = "Euler"
     share: str = "heads"
     offload: str = "none"
     vae_tiles: bool | None = None

@@ -159,7 +159,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     demo.add_argument("--prompt", default="red disc on green ground")
     demo.add_argument("--seed", type=int, default=5, help="(default 5)")
     demo.add_argument("--preset", default="Balanced", help=", ".join(PRESETS))
-    demo.add_argument("--sampler", default="LCM", help="Euler, Euler a, LCM (default)")
+    demo.add_argument("--sampler", default="Euler", help="Euler (default), Euler a, LCM")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures (default out)")
     demo.set_defaults(run=run_demo)
 

@@ -24,6 +24,7 @@ METHODS: dict[str, ResDiTConfig | None] = {
     "Scaled positions, fast": replace(SCALED, speed="fast", base_tokens=BASE_TOKENS),
     "Scaled positions, fastest": replace(SCALED, speed="fastest", base_tokens=BASE_TOKENS),
     "Balanced": replace(BALANCED, base_tokens=BASE_TOKENS),
+    "Balanced, noise kept": replace(BALANCED, fresh_noise=0.0, base_tokens=BASE_TOKENS),
     "Balanced, exact": replace(BALANCED, speed="exact", base_tokens=BASE_TOKENS),
 }
 

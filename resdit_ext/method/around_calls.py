@@ -188,6 +188,11 @@ def call_by_patches(
         predict_whole = predict_at_base if run.config.layout == "base" and not layout.is_base else predict_global
         return resdit_prediction(latent, plan, phase, predict_whole, predict_patch)
 
-    if phase in SMALLER:
-        return from_smaller(call, latent, layout, phase, sigma)
-    return by_method(call, latent, layout, phase, sigma)
+    made = from_smaller if phase in SMALLER else by_method
+
+    def predict(latent: Tensor) -> Tensor:
+        return made(call, latent, layout, phase, sigma)
+
+    if layout.is_base:
+        return predict(latent)
+    return run.under_fresh_noise(predict, latent, sigma, call.velocity)

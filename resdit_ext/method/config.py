@@ -78,6 +78,8 @@ class ResDiTConfig:
         layout_until: noise level, 0 to 1, where the steps at the base size end; no effect with `layout` "scaled".
         middle_until: noise level, 0 to 1, where the steps at half the size end that follow those above three times the
             base size; no effect with `layout` "scaled", nor where it is not below `layout_until`.
+        fresh_noise: share of the noise that the model sees anew in every step, 0 to 1, as its amplitude; 0 leaves it to
+            the sampler, and no effect with one that adds noise itself.
         positions: of the global branch: "scaled", the paper's; "ntk" or "yarn", for rotary positions alone; "rpe-2d",
             for a model that was trained so, which then has them at the base size and, where positions rotate, in
             patches as well; or "automatic": RPE-2D's where a WebUI's prompt has a LoRA that says so, else scaled ones.
@@ -98,6 +100,7 @@ class ResDiTConfig:
     layout: str = _one_of("base", "base", "scaled")
     layout_until: float = _number(0.8, 0, 1)
     middle_until: float = _number(0.7, 0, 1)
+    fresh_noise: float = _number(1.0, 0, 1)
     borders: str = _one_of("moving", "moving", "fixed")
     positions: str = _one_of("automatic", "automatic", "scaled", "ntk", "yarn", "rpe-2d")
     maximal_range: int = _number(256, 1, 4096)
@@ -143,7 +146,13 @@ class ResDiTConfig:
 BALANCED = ResDiTConfig()
 # What Balanced was before version 0.2.1.
 SCALED = ResDiTConfig(
-    layout="scaled", speed="exact", borders="fixed", splice_sigma=0.25, cutoff=0.2, cutoff_unit="nyquist"
+    layout="scaled",
+    speed="exact",
+    borders="fixed",
+    splice_sigma=0.25,
+    cutoff=0.2,
+    cutoff_unit="nyquist",
+    fresh_noise=0.0,
 )
 PAPER = replace(SCALED, fused_until=0.57, attention_scale="off")
 PRESETS = {"Balanced": BALANCED, "Scaled positions": SCALED, "Paper": PAPER}

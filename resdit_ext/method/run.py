@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import ResDiTConfig
+from .fresh_noise import FreshNoise
 from .layout import Grid, Layout, layouts_in_turn
 from .layout_steps import View, view_of
 from .phases import Phase, Schedule, fault_in, make_schedule, usable_sigmas
@@ -78,6 +79,7 @@ class Run:
         on_step: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.config = config
+        self.fresh_noise = FreshNoise(config.fresh_noise)
         self.calls: Counter[str] = Counter()
         self._say, self._said, self._on_step = say, set(), on_step
         self._made: dict[Hashable, object] = {}
@@ -105,6 +107,23 @@ class Run:
         if message not in self._said:
             self._said.add(message)
             self._say(message)
+
+    def not_active(self, reason: str) -> None:
+        """Tell the user why the method is not used in this run, which is then the model's own altogether."""
+        self.say(f"not active: {reason}")
+        self.fresh_noise.stop()
+
+    def listed(self, sigma: float) -> float:
+        """The level of the list that a host has rounded to `sigma`, or `sigma` itself."""
+        i = min(range(len(self.sigmas) - 1), key=lambda i: abs(self.sigmas[i] - sigma))
+        near = ROUNDING * min(self.sigmas[i] - self.sigmas[i + 1], sigma / 64)
+        return self.sigmas[i] if abs(self.sigmas[i] - sigma) <= near else sigma
+
+    def under_fresh_noise(
+        self, predict: Callable[[Tensor], Tensor], latent: Tensor, sigma: float, velocity: bool
+    ) -> Tensor:
+        """The prediction for `latent` at `sigma`, as `FreshNoise.predict` makes it."""
+        return self.fresh_noise.predict(predict, latent, self.listed(sigma), velocity)
 
     @torch.compiler.disable  # a compiled model would trace into the cache, and warn of it
     def layout(self, grid: Grid, sigma: float = 1.0, base: Grid | None = None) -> Layout:
@@ -163,3 +182,4 @@ class Run:
     def release(self) -> None:
         """Drop what was made; asked for again it is made again."""
         self._made.clear()
+        self.fresh_noise.forget()

@@ -115,11 +115,10 @@ class LatentProcessors:
         latents = given[self.latents]
         return latents if isinstance(latents, Tensor) else torch.stack(list(latents)).squeeze(2)
 
-    def with_latents(self, given: Call, latents: Tensor, level: float) -> Call:
-        """The arguments with other latents (B, C, H, W), at another noise level."""
+    def with_latents(self, given: Call, latents: Tensor) -> Call:
+        """The arguments with other latents (B, C, H, W)."""
         own = given[self.latents]
-        mine = latents if isinstance(own, Tensor) else list(latents.unsqueeze(2))
-        return {**given, self.latents: mine, self.time: torch.full_like(given[self.time], 1 - level)}
+        return {**given, self.latents: latents if isinstance(own, Tensor) else list(latents.unsqueeze(2))}
 
     @contextmanager
     def attention_at(self, transformer: nn.Module, run: Run, layout: Layout, text: int, phase: Phase) -> Iterator[None]:
@@ -135,20 +134,11 @@ class LatentProcessors:
         with intercepted(changes):
             yield
 
-    def prediction(self, transformer: nn.Module, run: Run, call: Callable, given: Call) -> Tensor | None:
-        """The prediction (B, C, H, W) of a call whose pictures have sequences of one length.
-
-        None where the call is to be the model's own.
-        """
+    def prediction(
+        self, transformer: nn.Module, run: Run, call: Callable, given: Call, layout: Layout, phase: Phase, sigma: float
+    ) -> Tensor:
+        """The prediction (B, C, H, W) of a call whose pictures have sequences of one length."""
         latents, (text, *_) = self.stacked(given), self.texts(given)
-        if latents.shape[-2] % PATCH or latents.shape[-1] % PATCH:
-            raise Unsupported(f"a latent of {latents.shape[-1]}x{latents.shape[-2]} is not made of whole tokens")
-        grid = Grid(latents.shape[-2] // PATCH, latents.shape[-1] // PATCH)
-        sigma = 1 - float(given[self.time].min())  # which waits for the device
-        layout = run.layout(grid, sigma)
-        if layout.is_base and not run.begin_base_call():
-            return None
-        phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma, layout)
 
         def out(given: Call) -> Tensor:
             sample = call(**given | {"return_dict": False})[0]
@@ -161,26 +151,41 @@ class LatentProcessors:
 
         def predict(seen: Tensor, level: float) -> Tensor:
             place = self.attention_at(transformer, run, smaller.layout, text, smaller.phase)
+            theirs = self.with_latents(given, seen) | {self.time: torch.full_like(given[self.time], 1 - level)}
             with place if smaller.acts else nullcontext():
-                return -out(self.with_latents(given, seen, level))
+                return -out(theirs)
 
         run.calls["model calls"] += 1
-        view = run.view(grid, smaller.layout.grid, latents)
+        view = run.view(layout.grid, smaller.layout.grid, latents)
         return -prediction_from(predict, view, latents, sigma, velocity=True)
 
     def sample(self, transformer: nn.Module, run: Run, call: Callable, given: Call) -> Tensor | None:
         """What `prediction` makes of a call's pictures together, or of each alone where their texts differ in length.
+
+        None where the call is to be the model's own.
 
         Raises:
             Unsupported: the method cannot be used in this call.
         """
         if reason := self.refusal(given):
             raise Unsupported(reason)
-        texts = self.texts(given)
-        if len({*texts}) == 1:
-            return self.prediction(transformer, run, call, given)
-        samples = [self.prediction(transformer, run, call, self.only(given, i)) for i in range(len(texts))]
-        return None if samples[0] is None else torch.cat(samples)
+        latents, texts = self.stacked(given), self.texts(given)
+        if latents.shape[-2] % PATCH or latents.shape[-1] % PATCH:
+            raise Unsupported(f"a latent of {latents.shape[-1]}x{latents.shape[-2]} is not made of whole tokens")
+        sigma = 1 - float(given[self.time].min())  # which waits for the device
+        layout = run.layout(Grid(latents.shape[-2] // PATCH, latents.shape[-1] // PATCH), sigma)
+        if layout.is_base and not run.begin_base_call():
+            return None
+        phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma, layout)
+
+        def predict(latents: Tensor) -> Tensor:
+            mine = self.with_latents(given, latents)
+            calls = [mine] if len({*texts}) == 1 else [self.only(mine, i) for i in range(len(texts))]
+            return torch.cat([self.prediction(transformer, run, call, each, layout, phase, sigma) for each in calls])
+
+        if layout.is_base:
+            return predict(latents)
+        return -run.under_fresh_noise(lambda latents: -predict(latents), latents, sigma, velocity=True)
 
     def around_calls(self, transformer: nn.Module, run: Run) -> Callable:
         """`around(call, ...)` that calls the transformer with the method in its attention; raises Unsupported."""

@@ -117,7 +117,7 @@ class RotaryAdapter:
             prediction = prediction_from(predict, view, spread, sigma, call.velocity)
         if not refused:
             return F.pixel_unshuffle(prediction, PACKED) if packed else prediction
-        run.say(f"not active: {refused[0]}")
+        run.not_active(refused[0])
         return call.predict(latent)
 
     def call_with_resdit(self, run: Run, call: ModelCall, latent: Tensor, text: int, sigma: float) -> Tensor:
@@ -142,8 +142,13 @@ class RotaryAdapter:
         if layout.is_base and not run.begin_base_call():
             return call.predict(latent)
         phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma, layout)
-        if phase in SMALLER:
-            return self.smaller_step(run, layout, phase, call, latent, text, sigma)
-        method = MethodCall(run, layout, phase, text, lambda reason: run.say(f"not active: {reason}"))
-        with self.way.replaced(self.module, self.embedder, method):
-            return call.predict(latent)
+
+        def predict(latent: Tensor) -> Tensor:
+            if phase in SMALLER:
+                return self.smaller_step(run, layout, phase, call, latent, text, sigma)
+            with self.way.replaced(self.module, self.embedder, MethodCall(run, layout, phase, text, run.not_active)):
+                return call.predict(latent)
+
+        if layout.is_base:
+            return predict(latent)
+        return run.under_fresh_noise(predict, latent, sigma, call.velocity)

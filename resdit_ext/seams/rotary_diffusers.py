@@ -48,6 +48,32 @@ def unrotated(x: Tensor, *_: object, **__: object) -> Tensor:
     return x
 
 
+def under_fresh_noise(
+    predict: Callable[[Call], Tensor], given: Call, tokens: int, channels: int, run: Run, sigma: float
+) -> Tensor:
+    """A call's prediction (B, L, C), its picture, without what stands after or beside it, seen under fresh noise.
+
+    Args:
+        predict: (arguments) -> the prediction.
+        given: the arguments.
+        tokens: of the picture, which come first.
+        channels: of the picture among those of a token.
+        run: the generation's parameters.
+        sigma: the call's noise level.
+    """
+    hidden, others = given["hidden_states"], []
+
+    def of_picture(picture: Tensor) -> Tensor:
+        beside = torch.cat((picture, hidden[:, :tokens, channels:]), -1)
+        whole = torch.cat((beside, hidden[:, tokens:]), 1)
+        made, rest = predict({**given, "hidden_states": whole}).tensor_split((tokens,), 1)
+        others.append(rest)
+        return made
+
+    picture = run.under_fresh_noise(of_picture, hidden[:, :tokens, :channels], sigma, velocity=True)
+    return torch.cat((picture, *others), 1)
+
+
 @dataclass(frozen=True)
 class RotaryProcessors:
     """How such a transformer attends, as diffusers has it.
@@ -253,21 +279,27 @@ class RotaryProcessors:
             layout = run.layout(layout.grid, sigma)
             phase = run.begin_call(sigma, layout)
 
-            def by_method(given: Call, layout: Layout, phase: Phase) -> object:
-                with self.attention_at(transformer, run, layout, sequence, phase, read, ranks):
-                    return call(**(self.with_mask(given, None) if self.enlarges else given))
-
-            if phase not in SMALLER:
-                return by_method(given, layout, phase)
-            smaller = run.smaller(layout, phase, sigma)
-
-            def call_smaller(given: Call) -> Tensor:
-                given = {**given, "return_dict": False}
-                # On the base grid positions are all of the method that there can be, and the arguments have them.
-                return (call(**given) if smaller.layout.is_base else by_method(given, smaller.layout, smaller.phase))[0]
-
             channels = self.channels(transformer)
-            sample = self.predict_from_smaller(call_smaller, given, layout.grid, smaller, channels, run, sigma)
+
+            def by_method(given: Call, layout: Layout, phase: Phase) -> Tensor:
+                with self.attention_at(transformer, run, layout, sequence, phase, read, ranks):
+                    return call(**(self.with_mask(given, None) if self.enlarges else given))[0]
+
+            def predict(given: Call) -> Tensor:
+                if phase not in SMALLER:
+                    return by_method(given, layout, phase)
+                smaller = run.smaller(layout, phase, sigma)
+
+                def call_smaller(given: Call) -> Tensor:
+                    # On the base grid positions are all of the method that there can be, and the arguments have them.
+                    if smaller.layout.is_base:
+                        return call(**given)[0]
+                    return by_method(given, smaller.layout, smaller.phase)
+
+                return self.predict_from_smaller(call_smaller, given, layout.grid, smaller, channels, run, sigma)
+
+            mine = given | {"return_dict": False}
+            sample = under_fresh_noise(predict, mine, layout.grid.tokens, channels, run, sigma)
             if not given.get("return_dict", True):
                 return (sample,)
             return getattr(sys.modules[type(transformer).__module__], self.output)(sample=sample)

@@ -234,6 +234,14 @@ OPTIONS = (
         older=(("0.4.0", 1.0),),
         place=METHOD,
     ),
+    _parameter(
+        "fresh_noise",
+        "ResDiT fresh noise",
+        "Fresh noise",
+        "How much of the noise is new in every step, so that patches agree on a texture; 0: as the sampler has it",
+        step=0.05,
+        older=(("0.5.0", 0.0),),
+    ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 DEFAULTS = {option.name: option.default for option in OPTIONS}

@@ -41,6 +41,14 @@ def test_four_times_the_base_size_has_steps_at_half_of_it(ui):
     assert ui.make(resdit=four, steps=20).equals(made) and ui.make().equals(small)
 
 
+def test_noise_is_fresh_where_the_sampler_adds_none(ui):
+    usual, kept = ui.make(resdit=THRICE), ui.make(resdit=THRICE | dict(fresh_noise=0))
+    assert kept.differs(usual) and "ResDiT fresh noise: 0" in kept.parameters
+    assert "fresh noise" not in usual.parameters and ui.make(resdit=THRICE).equals(usual)
+    ancestral = [ui.make(resdit=THRICE | dict(fresh_noise=share), sampler_name="Euler a") for share in (1, 0)]
+    assert ancestral[0].equals(ancestral[1])
+
+
 def test_compare_adds_the_same_seeds_picture_at_the_base_size(ui):
     usual, small = ui.make(resdit=THRICE), ui.make()
     large, own = ui.make(resdit=THRICE | dict(compare=True)).pictures

@@ -88,7 +88,10 @@ def around_pipeline(pipe: object, levels: Levels, shift: float | str | None, fam
     def around(call: Callable, *args: object, **kwargs: object) -> object:
         levels.scheduler = pipe.scheduler
         with pinned_shift(pipe.scheduler, levels.run, shift, family):
-            return call(*args, **kwargs)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                levels.run.fresh_noise.forget()
 
     return around
 
