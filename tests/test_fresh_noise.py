@@ -202,6 +202,18 @@ def test_a_sampler_that_adds_noise_is_left_alone(steps, eta):
         assert seen[-1] is given
 
 
+@pytest.mark.parametrize("rows", [1, 8, 15])
+def test_a_host_that_renews_the_kept_parts_noise_is_left_alone(rows):
+    """Forge's kin in inpainting."""
+    x, mask = noise(*SHAPE), torch.zeros(SHAPE)
+    mask[..., :rows, :] = 1
+    predict, _, seen = with_fresh_noise(1.0, lambda *_: SMOOTH)
+    for step, (level, after) in enumerate(itertools.pairwise(shifted_sigmas(20))):
+        given = (1 - mask) * x + mask * ((1 - level) * SMOOTH + level * noise(*SHAPE, seed=50 + step))
+        x = after / level * given + (1 - after / level) * predict(given, level)
+        assert seen[-1] is given
+
+
 def test_steps_of_another_kind_are_left_alone():
     """CFG++ goes on from the unguided latent with the guided one added: not along a line between noise and picture."""
     x = noise(*SHAPE)
