@@ -24,6 +24,7 @@ logger = logging.getLogger("ResDiT")
 KEPT = 44
 Made = TypeVar("Made")
 UNSUITABLE = "do not suit the model (try Euler with Simple)"
+FRESH = "under fresh noise"  # the count of the calls in which the model did not see the sampler's latent itself
 ROUNDING = 0.25  # of a step, by which the host may have rounded a noise level up
 
 
@@ -122,8 +123,14 @@ class Run:
     def under_fresh_noise(
         self, predict: Callable[[Tensor], Tensor], latent: Tensor, sigma: float, velocity: bool
     ) -> Tensor:
-        """The prediction for `latent` at `sigma`, as `FreshNoise.predict` makes it."""
-        return self.fresh_noise.predict(predict, latent, self.listed(sigma), velocity)
+        """The prediction for `latent` at `sigma`, as `FreshNoise.predict` makes it; its calls are counted."""
+
+        def counted(seen: Tensor) -> Tensor:
+            if seen is not latent:
+                self.calls[FRESH] += 1
+            return predict(seen)
+
+        return self.fresh_noise.predict(counted, latent, self.listed(sigma), velocity)
 
     @torch.compiler.disable  # a compiled model would trace into the cache, and warn of it
     def layout(self, grid: Grid, sigma: float = 1.0, base: Grid | None = None) -> Layout:

@@ -11,7 +11,7 @@ from ..hosts.loras import loras_of_pass
 from ..hosts.protocol import ActiveMethod
 from ..method.layout import Grid, Layout, make_layout
 from ..method.phases import Phase
-from ..method.run import UNSUITABLE, Run
+from ..method.run import FRESH, UNSUITABLE, Run
 from . import infotext, levels, settings, xyz
 from .comparison import add_base_picture
 from .forecast import listed
@@ -193,6 +193,7 @@ def postprocess(p: object, processed: object) -> None:
         generation.release()
         if generation.acted:
             calls = generation.calls
-            logger.info("done: %s", listed({phase.value: calls[phase.value] for phase in Phase}))
+            counted = (*(phase.value for phase in Phase), FRESH)
+            logger.info("done: %s", listed({name: calls[name] for name in counted}))
         add_base_picture(p, processed, generation)
     answer(p, processed)

@@ -45,8 +45,9 @@ def test_noise_is_fresh_where_the_sampler_adds_none(ui):
     usual, kept = ui.make(resdit=THRICE), ui.make(resdit=THRICE | dict(fresh_noise=0))
     assert kept.differs(usual) and "ResDiT fresh noise: 0" in kept.parameters
     assert "fresh noise" not in usual.parameters and ui.make(resdit=THRICE).equals(usual)
+    assert "3 under fresh noise" in usual.said and "under fresh noise" not in kept.said  # all but the first of four
     ancestral = [ui.make(resdit=THRICE | dict(fresh_noise=share), sampler_name="Euler a") for share in (1, 0)]
-    assert ancestral[0].equals(ancestral[1])
+    assert ancestral[0].equals(ancestral[1]) and "under fresh noise" not in ancestral[0].said
 
 
 def test_compare_adds_the_same_seeds_picture_at_the_base_size(ui):
