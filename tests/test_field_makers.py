@@ -61,10 +61,10 @@ PARTS = {
 def test_a_pipelines_parts_are_timed_and_nothing_is_left_in_it(maker):
     classes = [type(part) for part in (maker.pipe, maker.pipe.vae, maker.pipe.transformer, maker.pipe.scheduler)]
     pictures = {}
-    for method in ("plain", "hires pass", "Balanced", "plain"):
+    for method in ("plain", "hires pass", "Balanced", "noise kept", "plain"):
         made = maker.make(order(method))
         counts = {name: len(part.times) for name, part in made.parts.items()}
-        if method == "Balanced":
+        if method in ("Balanced", "noise kept"):
             assert set(counts) == {"text", "layout", "fused", "vae"} and counts["layout"] + counts["fused"] == 4
         else:
             assert counts == PARTS[method]
@@ -73,6 +73,7 @@ def test_a_pipelines_parts_are_timed_and_nothing_is_left_in_it(maker):
             assert np.array_equal(made.picture, pictures[method])
         pictures[method] = made.picture
     assert not np.array_equal(pictures["plain"], pictures["Balanced"])
+    assert not np.array_equal(pictures["noise kept"], pictures["Balanced"])
     parts = (maker.pipe, maker.pipe.vae, maker.pipe.transformer, maker.pipe.scheduler)
     assert [type(part) for part in parts] == classes and maker.about()["model"] == "tiny"
 
@@ -167,9 +168,13 @@ def test_a_webui_makes_pictures_and_says_how_far_it_is(monkeypatch):
             maker.make(order("plain", width=256, height=256))
         server.latents = False
         maker.make(order("hires pass", width=256, height=128))
-        ours, hires, _, another = server.asked
+        maker.make(order("noise kept", width=256, height=256))
+        ours, hires, _, another, kept = server.asked
     assert ours["alwayson_scripts"]["ResDiT High-Res"]["args"] == [
         {"preset": "Balanced", "base_size": 128, "width": 256, "height": 256}
+    ]
+    assert kept["alwayson_scripts"]["ResDiT High-Res"]["args"] == [
+        {"preset": "Balanced", "base_size": 128, "fresh_noise": 0.0, "width": 256, "height": 256}
     ]
     assert (ours["seed"], ours["steps"], ours["width"]) == (SCENES[0].seed, 4, 256)
     assert (hires["hr_upscaler"], another["hr_upscaler"]) == ("Latent (bicubic)", "None")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from ..method.layout import Grid, make_layout
 from ..method.phases import make_schedule
 from ..watch import Watch
 from .making import Made
-from .plan import BASE, HIRES, PLAIN, STRENGTH, FieldOptions, Order, Scene
+from .plan import HIRES, PLAIN, STRENGTH, VARIANTS, FieldOptions, Order, Scene
 
 PREFIX = "micro-"
 
@@ -49,7 +50,8 @@ class MicroMaker:
             picture = hires_pass(*given, steps, eta=eta, strength=STRENGTH)[0]
             watch.mark("both passes")
         else:
-            config = METHODS[PLAIN if order.method == BASE else order.method]
+            preset, changes = VARIANTS.get(order.method, (PLAIN, {}))
+            config = METHODS[preset] and replace(METHODS[preset], **changes)
             levels, step = sigmas_of(steps), itertools.count()
             schedule = None
             if config is not None:

@@ -20,14 +20,14 @@ from ..families import Family
 from ..hosts.diffusers import apply_resdit, remove_resdit
 from ..hosts.diffusers.shift import FAMILYS_OWN, pinned_shift
 from ..lab.benchmarks.report import environment
-from ..method.config import BALANCED, PRESETS, ResDiTConfig
+from ..method.config import PRESETS, ResDiTConfig
 from ..method.layout import Grid
 from ..method.memory import OutOfMemory
 from ..method.run import Run
 from ..monkeypatch import intercepted
 from ..watch import GIGABYTE, Watch
 from .making import Made
-from .plan import BASE, HIRES, PLAIN, SCENES, STRENGTH, FieldOptions, Order
+from .plan import BASE, HIRES, PLAIN, SCENES, STRENGTH, VARIANTS, FieldOptions, Order
 
 TILES = "the VAE decoded in tiles: there was not enough memory for the whole picture"
 
@@ -122,10 +122,10 @@ class PipelineMaker:
     def make(self, order: Order) -> Made:
         notes: list[str] = []
         began, watch = time.perf_counter(), Watch(self.device)
-        preset = PRESETS.get(order.method)
-        config = replace(preset or BALANCED, base_tokens=(self.base // self.token) ** 2)
+        preset, changes = VARIANTS.get(order.method, ("Balanced", {}))
+        config = replace(PRESETS[preset], base_tokens=(self.base // self.token) ** 2, **changes)
         with heard(notes):
-            if preset is not None:
+            if order.method in VARIANTS:
                 made = self.resdit(order, watch, notes, config)
             else:
                 with pinned_shift(self.pipe.scheduler, Run(config), FAMILYS_OWN, self.family.shift):

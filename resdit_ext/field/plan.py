@@ -13,7 +13,9 @@ PLAIN, HIRES = "plain", "hires pass"
 STRENGTH = 0.5  # the hires pass's denoising strength
 #: (width, height) in sides of the base size: 2048 pixels are two where that is 1024.
 SIZES = {"2K": (2, 2), "3K": (3, 3), "4K": (4, 4), "4K 2:1": (4, 2)}
-METHODS = (PLAIN, HIRES, *PRESETS)
+#: ResDiT's methods: a preset and what differs from it. How much new noise real models want only such a test can tell.
+VARIANTS = {name: (name, {}) for name in PRESETS} | {"noise kept": ("Balanced", {"fresh_noise": 0.0})}
+METHODS = (PLAIN, HIRES, *VARIANTS)
 SAMPLERS = ("Euler", "Euler a", "LCM")
 
 

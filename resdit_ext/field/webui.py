@@ -23,7 +23,7 @@ from ..hosts.progress import PREFIX
 from ..version import TITLE
 from ..watch import GIGABYTE, Part
 from .making import Made
-from .plan import BASE, HIRES, PLAIN, SCENES, STRENGTH, FieldOptions, Order
+from .plan import HIRES, SCENES, STRENGTH, VARIANTS, FieldOptions, Order
 
 LONGEST, SHORT = 7200, 30  # seconds for a picture, and for any other answer
 EVERY = 0.5  # seconds between two looks at the progress
@@ -84,9 +84,11 @@ class WebUIMaker:
 
     def payload(self, order: Order) -> dict[str, object]:
         """The request of a picture."""
-        plain = order.method in (BASE, PLAIN, HIRES)
+        preset, changes = VARIANTS.get(order.method, (None, {}))
         size = {"width": order.width, "height": order.height}
-        ours = {"enabled": False} if plain else {"preset": order.method, "base_size": self.base, **size}
+        ours = {"enabled": False}
+        if preset is not None:
+            ours = {"preset": preset, "base_size": self.base, **changes, **size}
         more: dict[str, object] = {}
         if order.method == HIRES:
             size = dict(zip(("width", "height"), order.at_base(self.base, self.token), strict=True))
