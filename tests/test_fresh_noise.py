@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from resdit_ext import BALANCED, PAPER, SCALED, ResDiTConfig, apply_resdit, remove_resdit
 from resdit_ext.lab.sampling import step_to
 from resdit_ext.method.fresh_noise import FreshNoise, new_noise, seeds_of
+from resdit_ext.method.layout import Grid, make_layout
 from resdit_ext.method.run import Run
 from resdit_ext.method.shift import shifted_sigmas
 from tests import reference, test_diffusers, test_diffusers_sd3, test_latents_diffusers, test_qwen
@@ -20,6 +21,7 @@ from tests.test_forge_adapter import attached, latent, unet  # noqa: F401 (a fix
 
 model, sd3 = test_diffusers.model, test_diffusers_sd3.model
 of_latents, of_sides = test_latents_diffusers.model, test_qwen.model
+ABOVE = make_layout(Grid(128, 128), ResDiTConfig())  # the base size
 LEVELS = [1.0, 0.9, 0.75, 0.5, 0.2, 0.0]
 SHAPE = (2, 4, 16, 20)
 SMOOTH = torch.nn.functional.interpolate(torch.randn(2, 4, 4, 5), scale_factor=4, mode="bilinear")
@@ -283,7 +285,7 @@ def test_rounded_latents_and_levels_add_little(dtype):
 
         told = float(torch.tensor(level, dtype=dtype))
         assert run.listed(told) == level
-        clean = run.under_fresh_noise(model, x, told, velocity=False)
+        clean = run.under_fresh_noise(model, x, ABOVE, told, velocity=False)
         carried = (seen[0].float() - (1 - level) * SMOOTH) / level
         assert float(carried.std()) == pytest.approx(1, rel=0.1)
         x = (after / level * x.float() + (1 - after / level) * clean.float()).to(dtype)

@@ -193,6 +193,4 @@ def call_by_patches(
     def predict(latent: Tensor) -> Tensor:
         return made(call, latent, layout, phase, sigma)
 
-    if layout.is_base:
-        return predict(latent)
-    return run.under_fresh_noise(predict, latent, sigma, call.velocity)
+    return run.under_fresh_noise(predict, latent, layout, sigma, call.velocity)

@@ -121,9 +121,11 @@ class Run:
         return self.sigmas[i] if abs(self.sigmas[i] - sigma) <= near else sigma
 
     def under_fresh_noise(
-        self, predict: Callable[[Tensor], Tensor], latent: Tensor, sigma: float, velocity: bool
+        self, predict: Callable[[Tensor], Tensor], latent: Tensor, layout: Layout, sigma: float, velocity: bool
     ) -> Tensor:
-        """The prediction for `latent` at `sigma`, as `FreshNoise.predict` makes it; its calls are counted."""
+        """The prediction for `latent` at `sigma`, above the base size as `FreshNoise.predict` makes it."""
+        if layout.is_base:
+            return predict(latent)
 
         def counted(seen: Tensor) -> Tensor:
             if seen is not latent:

@@ -178,14 +178,12 @@ class LatentProcessors:
             return None
         phase = Phase.GLOBAL if layout.is_base else run.begin_call(sigma, layout)
 
-        def predict(latents: Tensor) -> Tensor:
+        def velocity(latents: Tensor) -> Tensor:
             mine = self.with_latents(given, latents)
             calls = [mine] if len({*texts}) == 1 else [self.only(mine, i) for i in range(len(texts))]
-            return torch.cat([self.prediction(transformer, run, call, each, layout, phase, sigma) for each in calls])
+            return -torch.cat([self.prediction(transformer, run, call, each, layout, phase, sigma) for each in calls])
 
-        if layout.is_base:
-            return predict(latents)
-        return -run.under_fresh_noise(lambda latents: -predict(latents), latents, sigma, velocity=True)
+        return -run.under_fresh_noise(velocity, latents, layout, sigma, velocity=True)
 
     def around_calls(self, transformer: nn.Module, run: Run) -> Callable:
         """`around(call, ...)` that calls the transformer with the method in its attention; raises Unsupported."""

@@ -149,6 +149,4 @@ class RotaryAdapter:
             with self.way.replaced(self.module, self.embedder, MethodCall(run, layout, phase, text, run.not_active)):
                 return call.predict(latent)
 
-        if layout.is_base:
-            return predict(latent)
-        return run.under_fresh_noise(predict, latent, sigma, call.velocity)
+        return run.under_fresh_noise(predict, latent, layout, sigma, call.velocity)

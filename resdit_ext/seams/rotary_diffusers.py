@@ -49,19 +49,19 @@ def unrotated(x: Tensor, *_: object, **__: object) -> Tensor:
 
 
 def under_fresh_noise(
-    predict: Callable[[Call], Tensor], given: Call, tokens: int, channels: int, run: Run, sigma: float
+    predict: Callable[[Call], Tensor], given: Call, layout: Layout, channels: int, run: Run, sigma: float
 ) -> Tensor:
     """A call's prediction (B, L, C), its picture, without what stands after or beside it, seen under fresh noise.
 
     Args:
         predict: (arguments) -> the prediction.
         given: the arguments.
-        tokens: of the picture, which come first.
+        layout: of the picture, whose tokens come first.
         channels: of the picture among those of a token.
         run: the generation's parameters.
         sigma: the call's noise level.
     """
-    hidden, others = given["hidden_states"], []
+    hidden, tokens, others = given["hidden_states"], layout.grid.tokens, []
 
     def of_picture(picture: Tensor) -> Tensor:
         beside = torch.cat((picture, hidden[:, :tokens, channels:]), -1)
@@ -70,7 +70,7 @@ def under_fresh_noise(
         others.append(rest)
         return made
 
-    picture = run.under_fresh_noise(of_picture, hidden[:, :tokens, :channels], sigma, velocity=True)
+    picture = run.under_fresh_noise(of_picture, hidden[:, :tokens, :channels], layout, sigma, velocity=True)
     return torch.cat((picture, *others), 1)
 
 
@@ -299,7 +299,7 @@ class RotaryProcessors:
                 return self.predict_from_smaller(call_smaller, given, layout.grid, smaller, channels, run, sigma)
 
             mine = given | {"return_dict": False}
-            sample = under_fresh_noise(predict, mine, layout.grid.tokens, channels, run, sigma)
+            sample = under_fresh_noise(predict, mine, layout, channels, run, sigma)
             if not given.get("return_dict", True):
                 return (sample,)
             return getattr(sys.modules[type(transformer).__module__], self.output)(sample=sample)
