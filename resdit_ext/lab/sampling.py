@@ -13,6 +13,7 @@ import torch
 
 from ..hosts.diffusers import apply_resdit, remove_resdit
 from ..method.config import ResDiTConfig
+from ..method.fresh_noise import new_noise
 from ..method.layout import Grid
 from ..method.shift import shifted
 from .model import LATENT_CHANNELS, MicroModel, tokenize, tokens_to_pictures
@@ -53,9 +54,8 @@ def noises(grid: Grid, seeds: Sequence[int]) -> torch.Tensor:
 
 
 def fresh_noise(like: torch.Tensor, seeds: Sequence[int], step: int) -> torch.Tensor:
-    """Noise of a step for every picture, of its seed and the step's number alone."""
-    generators = (torch.Generator().manual_seed((seed + 1) * 1000 + step) for seed in seeds)
-    return torch.cat([torch.randn(1, *like.shape[1:], generator=generator) for generator in generators])
+    """Noise of a step for every picture, of its seed and the step's number alone; no seed's begins as `noise_for`'s."""
+    return new_noise(like, [seed + 1 for seed in seeds], step)
 
 
 def step_to(

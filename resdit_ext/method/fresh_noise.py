@@ -98,12 +98,14 @@ class FreshNoise:
 
     def see(self, latent: Tensor, sigma: float) -> Tensor:
         """What the model is to see in place of the sampler's `latent` (B, ...) at `sigma`; the first time it itself."""
-        now, kept = self._now, latent.clone()
-        if now is None or sigma > now.level or latent.shape != now.latent.shape:
+        now = self._now
+        begins = now is None or sigma > now.level or latent.shape != now.latent.shape
+        if self._left_alone and not begins:
+            return latent
+        kept = latent.clone()
+        if begins:
             self.forget()
             self._now, self._seeds = Seen(sigma, kept, kept), seeds_of(latent)
-            return latent
-        if self._left_alone:
             return latent
         if sigma < now.level and now.clean is not None:
             self._before, self._step = now, self._step + 1

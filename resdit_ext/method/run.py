@@ -25,6 +25,7 @@ KEPT = 44
 Made = TypeVar("Made")
 UNSUITABLE = "do not suit the model (try Euler with Simple)"
 FRESH = "under fresh noise"  # the count of the calls in which the model did not see the sampler's latent itself
+BFLOAT16 = 2**-8  # of a level, by which rounding to that type changes it at most
 ROUNDING = 0.25  # of a step, by which the host may have rounded a noise level up
 
 
@@ -117,7 +118,7 @@ class Run:
     def listed(self, sigma: float) -> float:
         """The level of the list that a host has rounded to `sigma`, or `sigma` itself."""
         i = min(range(len(self.sigmas) - 1), key=lambda i: abs(self.sigmas[i] - sigma))
-        near = ROUNDING * min(self.sigmas[i] - self.sigmas[i + 1], sigma / 64)
+        near = min(ROUNDING * (self.sigmas[i] - self.sigmas[i + 1]), BFLOAT16 * sigma)
         return self.sigmas[i] if abs(self.sigmas[i] - sigma) <= near else sigma
 
     def under_fresh_noise(

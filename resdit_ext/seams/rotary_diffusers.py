@@ -278,25 +278,21 @@ class RotaryProcessors:
                 ranks.check_lengths(transformer.config.num_attention_heads, text, layout)
             layout = run.layout(layout.grid, sigma)
             phase = run.begin_call(sigma, layout)
-
             channels = self.channels(transformer)
 
-            def by_method(given: Call, layout: Layout, phase: Phase) -> Tensor:
+            def by_method(given: Call, layout: Layout = layout, phase: Phase = phase) -> Tensor:
+                # On the base grid positions are all of the method that there can be, and the arguments have them.
+                if layout.is_base:
+                    return call(**given)[0]
                 with self.attention_at(transformer, run, layout, sequence, phase, read, ranks):
                     return call(**(self.with_mask(given, None) if self.enlarges else given))[0]
 
             def predict(given: Call) -> Tensor:
                 if phase not in SMALLER:
-                    return by_method(given, layout, phase)
+                    return by_method(given)
                 smaller = run.smaller(layout, phase, sigma)
-
-                def call_smaller(given: Call) -> Tensor:
-                    # On the base grid positions are all of the method that there can be, and the arguments have them.
-                    if smaller.layout.is_base:
-                        return call(**given)[0]
-                    return by_method(given, smaller.layout, smaller.phase)
-
-                return self.predict_from_smaller(call_smaller, given, layout.grid, smaller, channels, run, sigma)
+                theirs = partial(by_method, layout=smaller.layout, phase=smaller.phase)
+                return self.predict_from_smaller(theirs, given, layout.grid, smaller, channels, run, sigma)
 
             mine = given | {"return_dict": False}
             sample = under_fresh_noise(predict, mine, layout, channels, run, sigma)
